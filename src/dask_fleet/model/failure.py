@@ -1,0 +1,60 @@
+"""Why a run or an attempt has no result."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+MAX_MESSAGE_CHARS = 4_000
+MAX_TRACEBACK_CHARS = 16_000
+
+
+class Cause(StrEnum):
+    """The stable word for why; ``jobs show`` and problem documents carry it."""
+
+    EXCEPTION = "exception"
+    """The function raised."""
+    TIMEOUT = "timeout"
+    """The attempt ran past the endpoint's time-out."""
+    INVALID_PARAMETERS = "invalid_parameters"
+    """A validator written in Python refused the parameters."""
+    RESULT_NOT_SERIALIZABLE = "result_not_serializable"
+    """The function returned what no codec takes; the message names the type and what can be returned."""
+    RESULT_TOO_LARGE = "result_too_large"
+    """The encoded result is over the endpoint's ``max_result``."""
+    RESULT_STORE_FULL = "result_store_full"
+    """The result could not be written."""
+    WORKER_DIED = "worker_died"
+    """The worker process ended under the attempt; the message has its exit code or signal."""
+    AGENT_LOST = "agent_lost"
+    """The agent went away with the attempt."""
+    SERVICE_UNAVAILABLE = "service_unavailable"
+    """The worker could not load the service's code."""
+
+    @property
+    def is_infrastructure(self) -> bool:
+        """Whether the fault lies in our machinery, not in the function: its retries are counted apart."""
+        return self in {Cause.WORKER_DIED, Cause.AGENT_LOST, Cause.RESULT_STORE_FULL}
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is told about a failure: bounded text only, never an object of the user's code."""
+
+    cause: Cause
+    message: str
+    type: str = ""
+    """Name of the exception's class, for people; nothing looks it up."""
+    traceback: str = ""
+    errors: list[dict[str, object]] = []
+    """For ``invalid_parameters``: one document a field, with ``loc`` and ``msg``."""
+
+    @classmethod
+    def bounded(cls, cause: Cause, message: str, *, type: str = "", traceback: str = "",  # noqa: A002
+                errors: list[dict[str, object]] | None = None) -> Failure:
+        """Return a failure whose texts are cut to their limits (the end of a traceback is what tells)."""
+        if len(traceback) > MAX_TRACEBACK_CHARS:
+            traceback = "…" + traceback[-MAX_TRACEBACK_CHARS:]
+        if len(message) > MAX_MESSAGE_CHARS:
+            message = message[:MAX_MESSAGE_CHARS] + "…"
+        return cls(cause=cause, message=message, type=type[:200], traceback=traceback, errors=(errors or [])[:100])

@@ -1,0 +1,172 @@
+"""The ledger port: the durable record of jobs, runs, attempts, events and tokens."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from dask_fleet.model.jobs import (
+    Accepted,
+    AttemptEnd,
+    AttemptRecord,
+    EventRecord,
+    JobFilter,
+    JobPage,
+    JobRecord,
+    NewRun,
+    StoredResult,
+    TokenRecord,
+)
+
+
+class Ledger(ABC):
+    """Remembers every accepted request.
+
+    Every write is one transaction that holds the guarded row change *and* its event; when the awaitable returns, the
+    change is durable (survives ``kill -9`` and power loss). A write that its guard refuses changes nothing and says so by
+    its return value, never by silence. Cancelling a caller that awaits a write does not undo the write. Many writes that
+    are awaited at once may share a transaction (group commit), but one that raises takes none of the others with it.
+
+    If the medium refuses (disk full, I/O error), writes raise `LedgerUnavailable`, having changed nothing, and reads go on.
+
+    One conformance suite, ``dask_fleet.testing.ledger_conformance``, holds every implementation to this.
+    """
+
+    # ------------------------------------------------------------------ life
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Migrate if needed and become the one owner.
+
+        Raises
+        ------
+        LedgerInUse
+            If another process owns it.
+        LedgerTooNew
+            If a newer Fleet wrote it.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Finish what was begun and let go. Twice is harmless."""
+
+    @property
+    @abstractmethod
+    def ledger_id(self) -> str:
+        """A random id made with the ledger: tells an agent's spooled outcomes whose they are. Valid after `open`."""
+
+    # ------------------------------------------------------------------ writes
+
+    @abstractmethod
+    async def accept(self, new: NewRun, *, claim_for: str | None = None) -> Accepted:
+        """Record a request, or find that it is known: atomically, so that equal requests open one run.
+
+        * Unknown id: job and run 1 (``POST``) are opened, event ``accepted``.
+        * Known, current run queued or running: joined; nothing changes (``refresh`` joins as well).
+        * Known, current run succeeded, its result kept and unexpired, and not `new.refresh`: nothing changes.
+        * Else (failed, cancelled, expired, result gone, or ``refresh``): the next run is opened, with `new`'s user, policy,
+          priority and deadline; event ``reopened``; reason ``REFRESH`` if asked so, else ``POST``.
+
+        Tags are added to the job's. With an idempotency key known for this tenant and user: if it stands for the same
+        ``request_digest``, that key's job is returned and nothing is opened; else `IdempotencyMismatch` is raised.
+
+        If a run was opened and `claim_for` names an agent, attempt ``job.attempt + 1`` is claimed for it in the same
+        transaction (state ``running``, event ``started``).
+        """
+
+    @abstractmethod
+    async def reopen(self, seq: int, *, by: str, claim_for: str | None = None) -> Accepted:
+        """Open the next run (reason ``RETRY``) of a failed, cancelled or expired job, with its policy, priority and params.
+
+        A queued or running job is joined; a succeeded one raises `Conflict`. Its deadline is not carried over.
+        """
+
+    @abstractmethod
+    async def claim(self, seq: int, run: int, *, agent: str) -> JobRecord | None:
+        """Give the next attempt of a queued run to `agent`; event ``started``.
+
+        Guards: `run` is current, queued, and its ``not_before_us`` has passed. The attempt's number is the job's last plus
+        one. Returns the record with its new ``attempt``, or ``None`` if a guard refused.
+        """
+
+    @abstractmethod
+    async def finish(self, end: AttemptEnd) -> JobRecord | None:
+        """Record the end of an attempt and what it means for the run, with its event.
+
+        Guards: `end.run` is current and running and `end.attempt` is its current attempt. The change of the run goes through
+        ``RUN_TRANSITIONS``, and ``RUN_EVENTS_OF_ATTEMPT`` must allow it. With ``SUCCEED`` the result is stored, its
+        ``expires_us`` set from the run's policy. With ``REQUEUE`` counters and ``not_before_us`` are set, event
+        ``retrying``. A run whose cancel was requested cannot be requeued: ``REQUEUE`` becomes ``CANCEL``.
+
+        Returns the new record, or ``None`` if the fence refused (a zombie's late write).
+        """
+
+    @abstractmethod
+    async def request_cancel(self, seq: int, run: int, *, by: str) -> JobRecord | None:
+        """Cancel a run: a queued one at once (event ``cancelled``), of a running one the wish is recorded
+        (``cancel_requested_by``, event ``cancel_requested``) for the controller to carry out.
+
+        Repeating it changes nothing. Returns the record after it, or ``None`` if `run` is not current or already ended.
+        """
+
+    @abstractmethod
+    async def expire(self, seq: int, run: int) -> JobRecord | None:
+        """End a queued run whose deadline has passed (event ``expired``); ``None`` if a guard refused."""
+
+    # ------------------------------------------------------------------ reads
+
+    @abstractmethod
+    async def get(self, job_id: str) -> JobRecord | None:
+        """Return the job of that id, whoever's it is: the caller compares the tenant."""
+
+    @abstractmethod
+    async def get_result(self, seq: int, run: int) -> StoredResult | None:
+        """Return the result of that run, with its inline bytes, or ``None`` if none is kept."""
+
+    @abstractmethod
+    async def attempts(self, seq: int) -> list[AttemptRecord]:
+        """Return all attempts of a job, oldest first."""
+
+    @abstractmethod
+    async def events(self, seq: int, *, after: int = 0, limit: int = 1000) -> list[EventRecord]:
+        """Return the events of a job with ids above `after`, oldest first."""
+
+    @abstractmethod
+    async def list_jobs(self, where: JobFilter, *, before_seq: int | None = None, limit: int = 50) -> JobPage:
+        """Return a page, newest first. Bounded work: after a fixed number of rows looked at, a short page is returned with
+        its cursor, so that no combination of filters can hold the reader for long."""
+
+    @abstractmethod
+    async def unfinished(self, *, after_seq: int = 0, limit: int = 1000) -> list[JobRecord]:
+        """Return queued and running jobs of all tenants in ascending ``seq``: for recovery at start."""
+
+    @abstractmethod
+    async def counts(self) -> dict[str, int]:
+        """Return the number of ``queued`` and ``running`` runs (terminal ones are not counted: that would take a scan)."""
+
+    # ------------------------------------------------------------------ retention
+
+    @abstractmethod
+    async def purge_results(self, *, limit: int = 100) -> list[str]:
+        """Forget at most `limit` results that have expired; return the locations the result store must now delete.
+
+        A location is returned again by the next call until `forget_locations` is told that it is deleted.
+        """
+
+    @abstractmethod
+    async def forget_locations(self, locations: Sequence[str]) -> None:
+        """The result store has deleted these."""
+
+    @abstractmethod
+    async def purge_jobs(self, *, finished_before_us: int, limit: int = 100) -> int:
+        """Delete at most `limit` ended jobs (with runs, attempts, events, tags) that ended before then and keep no result."""
+
+    # ------------------------------------------------------------------ tokens
+
+    @abstractmethod
+    async def put_token(self, token: TokenRecord) -> None:
+        """Keep a token, replacing one of the same ``token_id``."""
+
+    @abstractmethod
+    async def tokens(self) -> list[TokenRecord]:
+        """Return all tokens, revoked ones too."""

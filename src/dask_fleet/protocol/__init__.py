@@ -1,0 +1,1 @@
+"""What crosses between server, agent and worker process: small msgpack frames, never a pickle."""

@@ -1,0 +1,203 @@
+"""The frames, and how they travel.
+
+Server and agent share one websocket; a message is a msgpack array of frames, so that what becomes ready together
+travels together. Agent and worker process share a socket pair; there each message is prefixed with its length (four bytes,
+big endian). Params and results are opaque bytes to everyone on the way.
+
+An attempt is named by ``(seq, attempt)``: the ledger's handle of the job and the fence.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from dask_fleet.model.failure import Failure
+from dask_fleet.model.states import AttemptState
+
+PROTOCOL_VERSION = 1
+MAX_MESSAGE_BYTES = 16 << 20
+SPOOL_ABOVE_BYTES = 256 << 10
+"""Results up to this size travel inline; larger ones as a spool file."""
+
+
+class Frame(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+    """Base of all frames."""
+
+
+# ---------------------------------------------------------------- agent → server
+
+
+class AttemptRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """An attempt by name."""
+
+    seq: int
+    run: int
+    attempt: int
+
+
+class Hello(Frame):
+    """First frame of an agent: who it is and what it still holds."""
+
+    protocol: int
+    agent: str
+    """Its id, kept over reconnects and server restarts; new with each agent process."""
+    name: str
+    """For people: ``local``, a host name."""
+    pid: int
+    slots: int
+    """Processes times threads: attempts it can run at once."""
+    ledger_id: str
+    """Whose work it holds; empty when it never was welcomed."""
+    held: list[AttemptRef]
+    """Attempts it runs, or whose outcome it has still to deliver."""
+    python: str = ""
+    packages: dict[str, str] = {}
+
+
+class Ready(Frame):
+    """What the agent's workers have loaded; sent after each change."""
+
+    versions: dict[str, str]
+    """Version by service name: only of services that all its workers have loaded."""
+    problems: dict[str, str]
+    """Why a target could not be loaded, by target."""
+    slots: int
+
+
+class Progress(Frame):
+    """How far an attempt is; latest wins, nothing is durable."""
+
+    seq: int
+    run: int
+    attempt: int
+    done: float
+    total: float
+    text: str
+
+
+class Outcome(Frame):
+    """How an attempt ended; sent again until acknowledged."""
+
+    seq: int
+    run: int
+    attempt: int
+    state: AttemptState
+    worker: str
+    finished_us: int
+    """By the agent's clock: for people. The ledger's own time decides."""
+    failure: Failure | None = None
+    media_type: str = ""
+    digest: str = ""
+    size: int = 0
+    body: bytes | None = None
+    spool: str | None = None
+    """Name of the spool file within ``DATA_DIR/spool``, if the body is not inline."""
+    json: bytes | None = None
+
+
+class Heartbeat(Frame):
+    """Sign of life, every `HEARTBEAT_S`."""
+
+    free: int
+
+
+HEARTBEAT_S = 5.0
+
+
+# ---------------------------------------------------------------- server → agent
+
+
+class Welcome(Frame):
+    """Answer to `Hello`."""
+
+    ledger_id: str
+    targets: list[str]
+    """Services to load: files (absolute) or modules."""
+    versions: dict[str, str]
+    """Version the server serves, by service name. A worker that loads another one is of no use and is started again when
+    these change."""
+
+
+class Start(Frame):
+    """Run this attempt. It is durable already: the agent may start at once."""
+
+    seq: int
+    run: int
+    attempt: int
+    job_id: str
+    service: str
+    endpoint: str
+    version: str
+    params: bytes
+    timeout_s: float
+    max_result_bytes: int
+
+
+class Cancel(Frame):
+    """End this attempt: cooperatively, then by killing its process after `grace_s`. Answered by its `Outcome`.
+
+    An attempt the agent does not know is answered with an outcome ``lost``.
+    """
+
+    seq: int
+    run: int
+    attempt: int
+    grace_s: float = 10.0
+
+
+class Ack(Frame):
+    """The outcome is durable (or was refused by the fence): forget it."""
+
+    seq: int
+    attempt: int
+
+
+class Shutdown(Frame):
+    """Let running attempts end for at most `drain_s`, then end all processes and yourself."""
+
+    drain_s: float
+
+
+AgentFrame = Hello | Ready | Progress | Outcome | Heartbeat
+ServerFrame = Welcome | Start | Cancel | Ack | Shutdown
+
+# ---------------------------------------------------------------- agent ↔ worker process
+
+
+class Load(Frame):
+    """Agent to worker: import these services; answered by `Loaded`."""
+
+    targets: list[str]
+
+
+class Loaded(Frame):
+    """Worker to agent: what could be imported."""
+
+    versions: dict[str, str]
+    problems: dict[str, str]
+
+
+class Stop(Frame):
+    """Agent to worker: end now; no attempt is running."""
+
+
+WorkerBound = Load | Start | Cancel | Stop
+AgentBound = Loaded | Progress | Outcome
+
+_encoder = msgspec.msgpack.Encoder()
+
+encode_batch = _encoder.encode
+"""Encode a list of frames to one websocket message."""
+
+decode_from_agent = msgspec.msgpack.Decoder(list[AgentFrame]).decode
+decode_from_server = msgspec.msgpack.Decoder(list[ServerFrame]).decode
+
+
+def encode_prefixed(frame: Frame) -> bytes:
+    """Encode one frame for the socket pair, with its length in front."""
+    body = _encoder.encode(frame)
+    return len(body).to_bytes(4, "big") + body
+
+
+decode_for_worker = msgspec.msgpack.Decoder(WorkerBound).decode
+decode_for_agent = msgspec.msgpack.Decoder(AgentBound).decode
