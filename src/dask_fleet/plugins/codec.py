@@ -40,4 +40,5 @@ class Codec(ABC):
     @abstractmethod
     def to_json(self, value: Any, *, max_bytes: int) -> bytes | None:
         """Return a JSON rendering for callers without Python, or ``None`` if it would be larger than `max_bytes` (tell that
-        cheaply, before building it) or if JSON *is* the stored form."""
+        cheaply, before building it) or if JSON *is* the stored form.
+        """

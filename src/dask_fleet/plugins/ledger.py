@@ -134,7 +134,8 @@ class Ledger(ABC):
     @abstractmethod
     async def list_jobs(self, where: JobFilter, *, before_seq: int | None = None, limit: int = 50) -> JobPage:
         """Return a page, newest first. Bounded work: after a fixed number of rows looked at, a short page is returned with
-        its cursor, so that no combination of filters can hold the reader for long."""
+        its cursor, so that no combination of filters can hold the reader for long.
+        """
 
     @abstractmethod
     async def unfinished(self, *, after_seq: int = 0, limit: int = 1000) -> list[JobRecord]:
@@ -150,7 +151,7 @@ class Ledger(ABC):
     async def purge_results(self, *, limit: int = 100) -> list[str]:
         """Forget at most `limit` results that have expired; return the locations the result store must now delete.
 
-        A location is returned again by the next call until `forget_locations` is told that it is deleted.
+        A location is returned again by later calls until `forget_locations` is told that it is deleted.
         """
 
     @abstractmethod
@@ -159,7 +160,7 @@ class Ledger(ABC):
 
     @abstractmethod
     async def purge_jobs(self, *, finished_before_us: int, limit: int = 100) -> int:
-        """Delete at most `limit` ended jobs (with runs, attempts, events, tags) that ended before then and keep no result."""
+        """Delete at most `limit` ended jobs (runs, attempts, events, tags) that ended before then and keep no result.
 
     # ------------------------------------------------------------------ tokens
 

@@ -35,7 +35,7 @@ class AttemptRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
     attempt: int
 
 
-class Hello(Frame):
+class Hello(Frame, frozen=True):
     """First frame of an agent: who it is and what it still holds."""
 
     protocol: int
@@ -54,7 +54,7 @@ class Hello(Frame):
     packages: dict[str, str] = {}
 
 
-class Ready(Frame):
+class Ready(Frame, frozen=True):
     """What the agent's workers have loaded; sent after each change."""
 
     versions: dict[str, str]
@@ -64,7 +64,7 @@ class Ready(Frame):
     slots: int
 
 
-class Progress(Frame):
+class Progress(Frame, frozen=True):
     """How far an attempt is; latest wins, nothing is durable."""
 
     seq: int
@@ -75,7 +75,7 @@ class Progress(Frame):
     text: str
 
 
-class Outcome(Frame):
+class Outcome(Frame, frozen=True):
     """How an attempt ended; sent again until acknowledged."""
 
     seq: int
@@ -95,7 +95,7 @@ class Outcome(Frame):
     json: bytes | None = None
 
 
-class Heartbeat(Frame):
+class Heartbeat(Frame, frozen=True):
     """Sign of life, every `HEARTBEAT_S`."""
 
     free: int
@@ -107,7 +107,7 @@ HEARTBEAT_S = 5.0
 # ---------------------------------------------------------------- server → agent
 
 
-class Welcome(Frame):
+class Welcome(Frame, frozen=True):
     """Answer to `Hello`."""
 
     ledger_id: str
@@ -118,7 +118,7 @@ class Welcome(Frame):
     these change."""
 
 
-class Start(Frame):
+class Start(Frame, frozen=True):
     """Run this attempt. It is durable already: the agent may start at once."""
 
     seq: int
@@ -133,7 +133,7 @@ class Start(Frame):
     max_result_bytes: int
 
 
-class Cancel(Frame):
+class Cancel(Frame, frozen=True):
     """End this attempt: cooperatively, then by killing its process after `grace_s`. Answered by its `Outcome`.
 
     An attempt the agent does not know is answered with an outcome ``lost``.
@@ -145,14 +145,14 @@ class Cancel(Frame):
     grace_s: float = 10.0
 
 
-class Ack(Frame):
+class Ack(Frame, frozen=True):
     """The outcome is durable (or was refused by the fence): forget it."""
 
     seq: int
     attempt: int
 
 
-class Shutdown(Frame):
+class Shutdown(Frame, frozen=True):
     """Let running attempts end for at most `drain_s`, then end all processes and yourself."""
 
     drain_s: float
@@ -164,20 +164,20 @@ ServerFrame = Welcome | Start | Cancel | Ack | Shutdown
 # ---------------------------------------------------------------- agent ↔ worker process
 
 
-class Load(Frame):
+class Load(Frame, frozen=True):
     """Agent to worker: import these services; answered by `Loaded`."""
 
     targets: list[str]
 
 
-class Loaded(Frame):
+class Loaded(Frame, frozen=True):
     """Worker to agent: what could be imported."""
 
     versions: dict[str, str]
     problems: dict[str, str]
 
 
-class Stop(Frame):
+class Stop(Frame, frozen=True):
     """Agent to worker: end now; no attempt is running."""
 
 

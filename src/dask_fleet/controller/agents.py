@@ -1,0 +1,117 @@
+"""The agents the server knows: what they can run, what they hold, and how to reach them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from dask_fleet.controller.fair_queue import Lane
+from dask_fleet.protocol.frames import Progress, ServerFrame
+
+Send = Callable[[ServerFrame], None]
+AttemptKey = tuple[int, int]
+"""``(seq, attempt)``."""
+
+
+class HeldAttempt(msgspec.Struct, gc=False):
+    """An attempt an agent holds: it runs there, or its outcome is on the way."""
+
+    seq: int
+    run: int
+    attempt: int
+    progress: Progress | None = None
+
+
+class AgentHandle:
+    """One agent process, connected or not.
+
+    Slots are counted here by what the *server* gave out (held and reserved), so that the count is right without asking.
+    """
+
+    def __init__(self, agent_id: str, name: str) -> None:
+        self.agent_id = agent_id
+        self.name = name
+        self.slots = 0
+        self.versions: dict[str, str] = {}
+        self.problems: dict[str, str] = {}
+        self.held: dict[AttemptKey, HeldAttempt] = {}
+        self.reserved = 0
+        self.pid = 0
+        self.connected_since_us: int | None = None
+        self._send: Send | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether frames reach it now."""
+        return self._send is not None
+
+    @property
+    def free(self) -> int:
+        """Slots that can be given out now."""
+        if self._send is None:
+            return 0
+        return self.slots - len(self.held) - self.reserved
+
+    def can_run(self, lane: Lane) -> bool:
+        """Whether its workers have loaded that service at that version."""
+        return self.versions.get(lane[0]) == lane[1]
+
+    def connect(self, send: Send, *, now_us: int) -> None:
+        """A websocket of it is there."""
+        self._send = send
+        self.connected_since_us = now_us
+
+    def is_reached_by(self, send: Send) -> bool:
+        """Whether `send` is the connection now in use."""
+        return self._send is send
+
+    def disconnect(self) -> None:
+        """Its websocket is gone; what it holds it may still be running."""
+        self._send = None
+        self.connected_since_us = None
+
+    def send(self, frame: ServerFrame) -> bool:
+        """Send a frame if connected; what is lost on the way is mended when it reconnects and says what it holds."""
+        if self._send is None:
+            return False
+        self._send(frame)
+        return True
+
+
+class Agents:
+    """All handles, and the choice of one for a run."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, AgentHandle] = {}
+
+    def __iter__(self) -> Iterator[AgentHandle]:
+        return iter(list(self._by_id.values()))
+
+    def get(self, agent_id: str) -> AgentHandle | None:
+        """Return the handle of an agent that is known."""
+        return self._by_id.get(agent_id)
+
+    def ensure(self, agent_id: str, name: str) -> AgentHandle:
+        """Return the handle of an agent, made if it is new."""
+        handle = self._by_id.get(agent_id)
+        if handle is None:
+            handle = self._by_id[agent_id] = AgentHandle(agent_id, name)
+        return handle
+
+    def forget(self, handle: AgentHandle) -> None:
+        """The agent is gone for good."""
+        self._by_id.pop(handle.agent_id, None)
+
+    def choose(self, lane: Lane) -> AgentHandle | None:
+        """Return the agent with the most free slots that can run this lane, or ``None``."""
+        best: AgentHandle | None = None
+        free = 0
+        for handle in self._by_id.values():
+            if handle.free > free and handle.can_run(lane):
+                best, free = handle, handle.free
+        return best
+
+    def free_for(self, lane: Lane) -> bool:
+        """Whether some agent has a free slot for this lane."""
+        return self.choose(lane) is not None

@@ -1,0 +1,94 @@
+"""What the end of an attempt means for its run. Pure: no I/O, no clock, no randomness of its own."""
+
+from __future__ import annotations
+
+from dask_fleet.model.failure import Cause, Failure
+from dask_fleet.model.jobs import AttemptEnd, JobRecord, StoredResult
+from dask_fleet.model.states import AttemptState, RunEvent
+
+INFRASTRUCTURE_RETRIES = 3
+"""How often a run survives the loss of its worker or agent: not the function's fault, so not its ``retries``."""
+
+EXCEPTION_BACKOFF_S = (1.0, 60.0)
+"""First and longest wait before a function that raised is called again: what it calls may need to recover."""
+FAULT_BACKOFF_S = (0.05, 5.0)
+"""The same after a lost worker: another one is there at once, yet a job that kills every worker must not spin."""
+
+
+def backoff_s(tries: int, bounds: tuple[float, float], *, jitter: float) -> float:
+    """Return how long to wait before the next attempt, in seconds.
+
+    Exponential with "equal jitter": half of the wait is fixed, half random, so that many jobs that failed together come back
+    spread out, yet none at once (Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015).
+
+    Parameters
+    ----------
+    tries
+        Attempts already charged, from 0.
+    bounds
+        First and longest wait.
+    jitter
+        A random number in [0, 1).
+    """
+    first, longest = bounds
+    full = min(longest, first * 2.0 ** min(tries, 30))
+    return full / 2 + full / 2 * jitter
+
+
+def after_attempt(
+    job: JobRecord,
+    *,
+    attempt: int,
+    state: AttemptState,
+    worker: str,
+    failure: Failure | None,
+    result: StoredResult | None,
+    now_us: int,
+    jitter: float,
+) -> AttemptEnd:
+    """Return the change that the end of `attempt` makes to the current run of `job`.
+
+    * A success stands, also when a cancel was asked for meanwhile: the work is done.
+    * A wish to cancel turns every other end into ``cancelled``.
+    * An exception is tried again as often as the endpoint's ``retries`` allow, a lost worker or agent
+      ``INFRASTRUCTURE_RETRIES`` times; a time-out, invalid parameters and an unusable result never.
+    * A retry that could only begin after the deadline is not made.
+    """
+    exceptions, faults, not_before_us = False, False, 0
+    if state is AttemptState.SUCCEEDED:
+        event = RunEvent.SUCCEED
+    elif job.cancel_requested_by is not None:
+        event = RunEvent.CANCEL
+    else:
+        if state is AttemptState.CANCELLED:
+            # Nobody of the tenant asked: the agent gave it up (it was told to end). Somebody else shall run it.
+            state = AttemptState.LOST
+        failure = failure or Failure(cause=Cause.AGENT_LOST, message="the attempt was given up by its agent")
+        event = RunEvent.FAIL
+        wait_s = 0.0
+        if state is AttemptState.LOST or failure.cause.is_infrastructure:
+            faults = True
+            if job.faults < INFRASTRUCTURE_RETRIES:
+                event, wait_s = RunEvent.REQUEUE, backoff_s(job.faults, FAULT_BACKOFF_S, jitter=jitter)
+        elif failure.cause is Cause.EXCEPTION:
+            exceptions = True
+            if job.exceptions < job.policy.retries:
+                event, wait_s = RunEvent.REQUEUE, backoff_s(job.exceptions, EXCEPTION_BACKOFF_S, jitter=jitter)
+        if event is RunEvent.REQUEUE:
+            not_before_us = now_us + int(wait_s * 1e6)
+            if job.deadline_us is not None and not_before_us >= job.deadline_us:
+                event, not_before_us = RunEvent.FAIL, 0
+    return AttemptEnd(
+        seq=job.seq,
+        run=job.run,
+        attempt=attempt,
+        attempt_state=state,
+        run_event=event,
+        worker=worker,
+        finished_us=now_us,
+        failure=failure,
+        result=result if event is RunEvent.SUCCEED else None,
+        not_before_us=not_before_us,
+        counts_as_exception=exceptions,
+        counts_as_fault=faults,
+    )

@@ -1,0 +1,195 @@
+"""Takes what agents report: outcomes become ledger changes under the fence, and only then are acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import random
+from pathlib import Path
+
+import msgspec
+
+from dask_fleet.controller.agents import AgentHandle
+from dask_fleet.controller.changes import Changes
+from dask_fleet.controller.decisions import after_attempt
+from dask_fleet.controller.dispatcher import Dispatcher
+from dask_fleet.controller.recent import RecentJobs
+from dask_fleet.model.errors import LedgerUnavailable, ProtocolError, ResultCorrupt
+from dask_fleet.model.failure import Cause, Failure
+from dask_fleet.model.jobs import AttemptEnd, JobRecord, StoredResult
+from dask_fleet.model.states import AttemptState, RunState
+from dask_fleet.plugins.clock import Clock
+from dask_fleet.plugins.ledger import Ledger
+from dask_fleet.plugins.result_store import ResultStore
+from dask_fleet.protocol.frames import Ack, Outcome
+
+log = logging.getLogger(__name__)
+
+_LEDGER_RETRY_S = (0.1, 2.0)
+
+
+class Outcomes:
+    """Records the ends of attempts."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        results: ResultStore,
+        spool: Path,
+        dispatcher: Dispatcher,
+        changes: Changes,
+        recent: RecentJobs,
+        clock: Clock,
+    ) -> None:
+        self._ledger = ledger
+        self._results = results
+        self._spool = spool
+        self._dispatcher = dispatcher
+        self._changes = changes
+        self._recent = recent
+        self._clock = clock
+        self._recording: set[tuple[int, int]] = set()
+        self.stale = 0
+        """Late writes refused by the fence since start."""
+
+    async def record(self, handle: AgentHandle, outcome: Outcome) -> None:
+        """Make an outcome durable, or learn that the fence refuses it; acknowledge it in both cases.
+
+        Called twice for one attempt (an agent sends again what was not acknowledged), it records once.
+        """
+        key = (outcome.seq, outcome.attempt)
+        if key in self._recording:
+            return
+        self._recording.add(key)
+        try:
+            await self._record(handle, outcome)
+        finally:
+            self._recording.discard(key)
+        handle.send(Ack(outcome.seq, outcome.attempt))
+
+    async def lose(self, handle: AgentHandle, seq: int, run: int, attempt: int, message: str) -> None:
+        """Record that an attempt is lost with its agent."""
+        failure = Failure(cause=Cause.AGENT_LOST, message=message)
+        await self.record(
+            handle,
+            Outcome(seq, run, attempt, AttemptState.LOST, "", self._clock.now_us(), failure=failure),
+        )
+
+    async def _record(self, handle: AgentHandle, outcome: Outcome) -> None:
+        # The agent's slot is free from now on; while the outcome is written, the next run is claimed in the same commit.
+        handle.held.pop((outcome.seq, outcome.attempt), None)
+        job = self._dispatcher.by_seq.get(outcome.seq)
+        current = (
+            job is not None
+            and job.run == outcome.run
+            and job.attempt == outcome.attempt
+            and job.state is RunState.RUNNING
+            and job.agent == handle.agent_id
+        )
+        if not current and job is not None and job.attempt == outcome.attempt and job.agent != handle.agent_id:
+            current = _same_host(job.agent, handle)  # a successor delivers what its predecessor had spooled
+        if job is None or not current:
+            self._refuse(handle, outcome)
+            self._dispatcher.pump()
+            return
+        self._dispatcher.pump()
+        ended = await self._finish(job, outcome)
+        if ended is None:
+            self._refuse(handle, outcome)
+
+    async def _finish(self, job: JobRecord, outcome: Outcome) -> JobRecord | None:
+        state, failure = outcome.state, outcome.failure
+        result: StoredResult | None = None
+        if state is AttemptState.SUCCEEDED:
+            try:
+                result = await self._store(job, outcome)
+            except (ResultCorrupt, ProtocolError) as exc:
+                state, failure = (
+                    AttemptState.LOST,
+                    Failure.bounded(Cause.AGENT_LOST, f"the result did not arrive whole: {exc}"),
+                )
+            except OSError as exc:
+                full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
+                text = "the result store is full" if full else f"the result store refused the bytes: {exc.strerror}"
+                state, failure = AttemptState.FAILED, Failure.bounded(Cause.RESULT_STORE_FULL, text)
+        end = after_attempt(
+            job,
+            attempt=outcome.attempt,
+            state=state,
+            worker=outcome.worker,
+            failure=failure,
+            result=result,
+            now_us=self._clock.now_us(),
+            jitter=random.random(),
+        )
+        ended = await self._write(end)
+        if ended is None:
+            return None
+        if ended.state is RunState.QUEUED:
+            self._dispatcher.enqueue(ended)
+            self._dispatcher.pump()
+        else:
+            self._dispatcher.untrack(ended)
+            if result is not None and ended.result_expires_us is not None:
+                kept = msgspec.structs.replace(result, run=ended.run, expires_us=ended.result_expires_us)
+                self._recent.put(ended, kept)
+        self._changes.publish(ended)
+        return ended
+
+    async def _write(self, end: AttemptEnd) -> JobRecord | None:
+        waits = 0
+        while True:
+            try:
+                return await self._ledger.finish(end)
+            except LedgerUnavailable:
+                # The agent keeps the outcome until we acknowledge it, and so do we: running work survives a full disk.
+                waits += 1
+                log.warning(
+                    "outcome waits for the ledger", extra={"action": "outcome_waits", "seq": end.seq, "tries": waits}
+                )
+                await asyncio.sleep(min(_LEDGER_RETRY_S[1], _LEDGER_RETRY_S[0] * 2.0 ** min(waits, 10)))
+
+    async def _store(self, job: JobRecord, outcome: Outcome) -> StoredResult:
+        location: str | None = None
+        if outcome.spool is not None:
+            if "/" in outcome.spool or outcome.spool in {"", ".", ".."}:
+                raise ProtocolError(f"not a name of a spool file: {outcome.spool!r}")
+            location = await self._results.adopt(self._spool / outcome.spool, digest=outcome.digest, size=outcome.size)
+        elif outcome.body is None or len(outcome.body) != outcome.size:
+            raise ProtocolError("an outcome without its bytes")
+        return StoredResult(
+            media_type=outcome.media_type,
+            digest=outcome.digest,
+            size=outcome.size,
+            body=outcome.body if location is None else None,
+            location=location,
+            json=outcome.json,
+            run=job.run,
+            created_us=self._clock.now_us(),
+        )
+
+    def _refuse(self, handle: AgentHandle, outcome: Outcome) -> None:
+        self.stale += 1
+        log.warning(
+            "late outcome refused",
+            extra={
+                "action": "stale_epoch",
+                "agent": handle.name,
+                "seq": outcome.seq,
+                "run": outcome.run,
+                "attempt": outcome.attempt,
+                "state": str(outcome.state),
+            },
+        )
+
+
+def _same_host(agent_id: str | None, handle: AgentHandle) -> bool:
+    """Whether `agent_id` names an earlier process of the same agent: it held the lock of its folder, so it is dead."""
+    return agent_id is not None and agent_name(agent_id) == handle.name
+
+
+def agent_name(agent_id: str) -> str:
+    """Return the name part of an agent's id (``local-3q5w…`` → ``local``)."""
+    return agent_id.rpartition("-")[0] or agent_id
