@@ -160,7 +160,7 @@ class Ledger(ABC):
 
     @abstractmethod
     async def purge_jobs(self, *, finished_before_us: int, limit: int = 100) -> int:
-        """Delete at most `limit` ended jobs (runs, attempts, events, tags) that ended before then and keep no result.
+        """Delete at most `limit` ended jobs (runs, attempts, events, tags) that ended before then and keep no result."""
 
     # ------------------------------------------------------------------ tokens
 
