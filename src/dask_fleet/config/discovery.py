@@ -1,0 +1,96 @@
+"""How SDK and CLI find their server: named, or running from this folder.
+
+Next to ``dask-fleet serve`` nothing need be set: the data folder has ``server.json`` (its URL) and ``token``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from dask_fleet.config.parsers import parse
+from dask_fleet.config.secret import Secret
+from dask_fleet.config.sources import ENV_TOKEN_FILE, Loaded, load
+from dask_fleet.model.errors import ConfigError
+
+SERVER_FILE = "server.json"
+TOKEN_FILE = "token"  # noqa: S105 - the name of a file
+
+
+def load_client(environ: Mapping[str, str], flags: Mapping[str, Any], cwd: Path) -> Loaded:
+    """Return the settings a caller of a server needs: as `load`, with URL and token looked for.
+
+    The URL, if nothing names one, is the one in ``DATA_DIR/server.json``. The token, if nothing names one, is read from the
+    file that ``FLEET_TOKEN_FILE`` names, else from ``DATA_DIR/token`` - but only for a server on this machine.
+
+    Raises
+    ------
+    ConfigError
+        As `load`, and if ``FLEET_TOKEN_FILE`` cannot be read.
+    """
+    found = load(environ, flags, cwd)
+    data_dir = cwd / found.settings.data_dir
+    if found.origins["url"] == "default":
+        server = data_dir / SERVER_FILE
+        url = _server_url(server)
+        if url is not None:
+            found = found.with_value("url", url, str(server))
+    if found.settings.token is None:
+        if environ.get(ENV_TOKEN_FILE):
+            path = cwd / Path(environ[ENV_TOKEN_FILE]).expanduser()
+            found = found.with_value("token", _named_token(path), f"{ENV_TOKEN_FILE} ({path})")
+        elif is_loopback(found.settings.url):
+            path = data_dir / TOKEN_FILE
+            text = _own_text(path)
+            if text:
+                found = found.with_value("token", parse("token", text), str(path))
+    return found
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL leads to this machine, so that a token found in a folder may be sent there."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _own_text(path: Path) -> str | None:
+    """Return a file's text if it is this user's own; another's file could send our token astray."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            if os.fstat(file.fileno()).st_uid not in {os.geteuid(), 0}:
+                return None
+            return file.read(65_536).strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _server_url(path: Path) -> str | None:
+    """Return the URL in ``server.json``, or ``None`` if there is none to be had."""
+    text = _own_text(path)
+    if not text:
+        return None
+    try:
+        return str(parse("url", json.loads(text)["url"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _named_token(path: Path) -> Secret:
+    try:
+        token = parse("token", path.read_text(encoding="ascii"))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{ENV_TOKEN_FILE} names {path}, which cannot be read: {exc}") from exc
+    except ValueError as exc:
+        raise ConfigError(f"{ENV_TOKEN_FILE} names {path}, which must hold {exc}") from None
+    assert isinstance(token, Secret)
+    return token

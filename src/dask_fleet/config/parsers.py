@@ -1,0 +1,138 @@
+"""From what a file, a variable or a flag says to a setting's value.
+
+Every refusal is a `ValueError` whose text completes the sentence "X must be …".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from dask_fleet.config.durations import parse_duration
+from dask_fleet.config.secret import Secret
+from dask_fleet.config.settings import LOG_FORMATS, LOG_LEVELS, Settings
+
+_TRUE = frozenset({"true", "yes", "on", "1"})
+_FALSE = frozenset({"false", "no", "off", "0"})
+
+
+def public_name(field: str) -> str:
+    """Return a field's name as files and flags write it: dashes, and no unit."""
+    return field.removesuffix("_s").replace("_", "-")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("a text")
+    return value.strip()
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower()
+    if word in _TRUE:
+        return True
+    if word in _FALSE:
+        return False
+    raise ValueError("true or false")
+
+
+def _whole(low: int, high: int | None = None) -> Callable[[Any], int]:
+    wish = f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high}"
+
+    def parse_whole(value: Any) -> int:
+        if isinstance(value, bool | float):
+            raise ValueError(wish)  # noqa: TRY004 - see the module's docstring
+        try:
+            number = int(value)
+        except (TypeError, ValueError):
+            raise ValueError(wish) from None
+        if number < low or (high is not None and number > high):
+            raise ValueError(wish)
+        return number
+
+    return parse_whole
+
+
+def _one_of(*words: str) -> Callable[[Any], str]:
+    def parse_word(value: Any) -> str:
+        word = str(value).strip().lower()
+        if word not in words:
+            raise ValueError(f"one of {', '.join(words)}")
+        return word
+
+    return parse_word
+
+
+def _path(value: Any) -> Path:
+    if isinstance(value, Path):
+        return value.expanduser()
+    return Path(_text(value)).expanduser()
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise ValueError("a list of host names")
+    return tuple(part.strip().lower() for part in parts if part.strip())
+
+
+def _url(value: Any) -> str:
+    wish = "a URL such as http://127.0.0.1:8000"
+    text = _text(value).rstrip("/")
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        raise ValueError(wish) from None
+    if not usable or parts.query or parts.fragment:
+        raise ValueError(wish)
+    if parts.username or parts.password:
+        raise ValueError(f"{wish}, without a user name (the token goes into FLEET_TOKEN)")
+    return text
+
+
+def _secret(value: Any) -> Secret:
+    if isinstance(value, Secret):
+        return value
+    text = _text(value)
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("one line of printable ASCII")
+    return Secret(text)
+
+
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "host": _text,
+    "port": _whole(0, 65_535),
+    "data_dir": _path,
+    "nworkers": _whole(1),
+    "nthreads": _whole(1),
+    "agent": _boolean,
+    "orphan_timeout_s": parse_duration,
+    "max_queued": _whole(1),
+    "drain_timeout_s": parse_duration,
+    "row_retention_s": parse_duration,
+    "allowed_hosts": _names,
+    "log_level": _one_of(*LOG_LEVELS),
+    "log_format": _one_of(*LOG_FORMATS),
+    "ledger": _text,
+    "result_store": _text,
+    "url": _url,
+    "token": _secret,
+}
+assert _PARSERS.keys() == {field.name for field in fields(Settings)}, "each setting has its parser"
+
+
+def parse(field: str, value: Any) -> Any:
+    """Return `value` as the setting `field` has it.
+
+    Raises
+    ------
+    ValueError
+        If it does not fit; the text says what would.
+    """
+    return _PARSERS[field](value)

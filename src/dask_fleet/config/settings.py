@@ -1,0 +1,54 @@
+"""Every setting of Fleet: what it means, its unit, and why its default is what it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dask_fleet.config.cpus import available_cpus
+from dask_fleet.config.secret import Secret
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("text", "json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings. Files, variables and flags name them without the unit: ``orphan_timeout_s`` is ``orphan-timeout``."""
+
+    host: str = "127.0.0.1"
+    """Address the server listens on. Loopback, because without TLS a token on another address could be read on its way."""
+    port: int = 8000
+    """TCP port the server listens on; 0 takes any free one. 8000 is what Python's web servers use."""
+    data_dir: Path = Path(".fleet")
+    """Folder of ledger, results, spool and token. In the working folder, so that two projects do not mix."""
+    nworkers: int = field(default_factory=available_cpus)
+    """Worker processes of the local agent. The CPUs this process may use: affinity and container quota counted."""
+    nthreads: int = 1
+    """Threads of each worker process. One, as functions in plain Python would only take turns on the GIL."""
+    agent: bool = True
+    """Whether ``serve`` starts a local agent. Yes, so that one command is a working service."""
+    orphan_timeout_s: float = 60.0
+    """Seconds an agent goes on without its server before it ends. Long enough for a restart or an upgrade."""
+    max_queued: int = 100_000
+    """Jobs that may wait before a new one is answered with 429. About 100 MB of memory when full."""
+    drain_timeout_s: float = 30.0
+    """Seconds that running jobs are given to end on SIGTERM or Ctrl-C. What service managers allow before they kill."""
+    row_retention_s: float = 90 * 86_400.0
+    """Seconds the record of an ended job is kept. 90 days: a quarter's questions can still be answered."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Further names in a request's Host header to answer for. None: loopback names always work, others could be DNS
+    rebinding."""
+    log_level: str = "info"
+    """Least severe log line written: debug, info, warning or error."""
+    log_format: str = "text"
+    """``text`` for people, ``json`` (one object a line) for log collectors."""
+    ledger: str = "sqlite"
+    """Name of the ledger's implementation, or ``module:Class``. SQLite needs no service of its own and loses nothing."""
+    result_store: str = "files"
+    """Name of the result store's implementation, or ``module:Class``. Files in the data folder need nothing else."""
+    url: str = DEFAULT_URL
+    """Server that SDK and CLI talk to. What ``dask-fleet serve`` listens on when nothing else is said."""
+    token: Secret | None = None
+    """Token that SDK and CLI show. None here: it comes from a variable, a file or a server in this folder."""
