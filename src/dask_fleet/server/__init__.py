@@ -1,0 +1,1 @@
+"""The server: the ASGI application, its routes, and the process that joins all parts."""

@@ -1,0 +1,171 @@
+"""The ASGI application: who is let in, and which part answers. The hot path goes past the router."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Router
+from starlette.types import ASGIApp
+
+from dask_fleet.controller.controller import Controller
+from dask_fleet.model.errors import BadRequest, FleetError, MethodNotAllowed, NotFound
+from dask_fleet.server.agents import AGENTS_PATH, serve_agent
+from dask_fleet.server.auth import Principal, Scope, TokenAuthenticator, require, unauthorized
+from dask_fleet.server.body import ClientDisconnectedError
+from dask_fleet.server.hosts import HostCheck
+from dask_fleet.server.problems import internal_problem, problem_bytes, problem_headers
+from dask_fleet.server.signin import SignIn
+from dask_fleet.server.submit import Submission
+
+log = logging.getLogger(__name__)
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/signin"})
+"""What needs no token: a word each for load balancers, and the one-time link. Everything else does."""
+
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+
+class FleetApp:
+    """Admits a request, then hands it on: calls to `Submission`, agents to their session, the rest to the router."""
+
+    def __init__(
+        self,
+        controller: Controller,
+        *,
+        routes: Sequence[BaseRoute],
+        tokens: TokenAuthenticator,
+        sign_in: SignIn,
+        hosts: HostCheck,
+    ) -> None:
+        self._controller = controller
+        self._tokens = tokens
+        self._sign_in = sign_in
+        self._hosts = hosts
+        self._router: ASGIApp = Router(routes, redirect_slashes=False, default=_unknown)
+        self._submissions = {
+            f"/v1/{service.name}/{endpoint.name}": Submission(controller, service, endpoint)
+            for service in controller.manifest.services
+            for endpoint in service.endpoints
+        }
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Serve one connection or request of ASGI."""
+        kind = scope["type"]
+        if kind == "http":
+            await self._http(scope, receive, send)
+        elif kind == "websocket":
+            await self._websocket(scope, receive, send)
+
+    # ------------------------------------------------------------------ http
+
+    async def _http(self, scope: Any, receive: Receive, send: Send) -> None:
+        started = _Started(send)
+        try:
+            self._hosts.check(scope)
+            path: str = scope["path"]
+            if path not in OPEN_PATHS:
+                principal = self._authenticate(scope)
+                submission = self._submissions.get(path)
+                if submission is not None:
+                    await self._submit(submission, scope, receive, send, principal)
+                    return
+                scope.setdefault("state", {})["principal"] = principal
+            await self._router(scope, receive, started)
+        except ClientDisconnectedError:
+            return
+        except Exception as exc:  # the edge: whatever was not foreseen becomes a 500 with an id
+            if started.yes:
+                log.exception("failed while answering", extra={"action": "answer_broken"})
+                raise
+            await _answer_error(exc, scope, send)
+
+    async def _submit(self, submission: Submission, scope: Any, receive: Receive, send: Send, principal: Principal) -> None:
+        if scope["method"] != "POST":
+            raise MethodNotAllowed("call an endpoint with POST", allow=["POST"])
+        status, headers, body = await submission(scope, receive, principal)
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _authenticate(self, scope: Any) -> Principal:
+        bearer: bytes | None = None
+        cookie = False
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                if bearer is not None:
+                    raise BadRequest("the request has more than one Authorization header")
+                bearer = value
+            elif name == b"cookie":
+                cookie = True
+        if bearer is not None:
+            return self._tokens.authenticate_bearer(bearer)
+        if cookie:
+            principal = self._sign_in.authenticate_cookie(scope)
+            if principal is not None:
+                return principal
+        raise unauthorized()
+
+    # ------------------------------------------------------------------ websocket
+
+    async def _websocket(self, scope: Any, receive: Receive, send: Send) -> None:
+        try:
+            self._hosts.check(scope)
+            if scope["path"] != AGENTS_PATH:
+                raise NotFound("no such page")
+            bearer = [value for name, value in scope["headers"] if name == b"authorization"]
+            if len(bearer) != 1:
+                raise unauthorized()  # agents carry a token; a browser's cookie opens no websocket here
+            require(self._tokens.authenticate_bearer(bearer[0]), Scope.AGENT)
+        except FleetError as exc:
+            await receive()
+            body = problem_bytes(exc)
+            headers = problem_headers(exc, len(body))
+            await send({"type": "websocket.http.response.start", "status": exc.status, "headers": headers})
+            await send({"type": "websocket.http.response.body", "body": body})
+            return
+        await serve_agent(self._controller, receive, send)
+
+
+class _Started:
+    """Remembers whether the answer's head has gone out: after that no error document can be sent."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.yes = False
+
+    async def __call__(self, message: Any) -> None:
+        self.yes = True
+        await self._send(message)
+
+
+async def _answer_error(exc: Exception, scope: Any, send: Send) -> None:
+    instance: str | None = None
+    if isinstance(exc, HTTPException):
+        error: FleetError = _of_router(exc)
+    elif isinstance(exc, FleetError):
+        error = exc
+        if exc.status >= 500 and not exc.retryable:
+            log.error("request failed", exc_info=exc, extra={"action": "request_failed", "code": exc.code})
+    else:
+        error, instance = internal_problem(exc, path=scope["path"])
+    body = problem_bytes(error, instance=instance)
+    await send({"type": "http.response.start", "status": error.status, "headers": problem_headers(error, len(body))})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+def _of_router(exc: HTTPException) -> FleetError:
+    """Say what the router says in the words of our one error tree."""
+    if exc.status_code == 405:
+        allow = (exc.headers or {}).get("Allow", "")
+        return MethodNotAllowed(allow=[name.strip() for name in allow.split(",") if name.strip()])
+    if exc.status_code == 404:
+        return NotFound("no such page")
+    return BadRequest(exc.detail)
+
+
+async def _unknown(_scope: Any, _receive: Any, _send: Any) -> None:
+    """Answer what no route takes; the router's own default would answer in plain text."""
+    raise NotFound("no such page")

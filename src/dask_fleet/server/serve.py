@@ -1,0 +1,320 @@
+"""``dask-fleet serve``: starts everything in order, keeps it, and takes it down in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import msgspec
+import uvicorn
+import uvloop
+
+from dask_fleet.config.settings import Settings
+from dask_fleet.controller.controller import Controller
+from dask_fleet.model.errors import BindRefused, SetupError
+from dask_fleet.plugins.backend import Backend, Health
+from dask_fleet.plugins.clock import Clock, SystemClock
+from dask_fleet.plugins.ledger import Ledger
+from dask_fleet.plugins.registry import load
+from dask_fleet.plugins.result_store import ResultStore
+from dask_fleet.protocol.frames import MAX_MESSAGE_BYTES
+from dask_fleet.server.app import FleetApp
+from dask_fleet.server.auth import Principal, TokenAuthenticator, effective_scopes
+from dask_fleet.server.banner import banner
+from dask_fleet.server.hosts import HostCheck
+from dask_fleet.server.routes import all_routes
+from dask_fleet.server.signin import SignIn
+from dask_fleet.server.tokens import OPERATOR, TOKEN_FILE, ensure_tokens
+from dask_fleet.services.loader import load_manifest
+
+log = logging.getLogger(__name__)
+
+SERVER_FILE = "server.json"
+LEDGER_FILE = "ledger.db"
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+_AGENT_CHECK_S = 1.0
+_AGENT_STOP_S = 10.0
+_GIL_SWITCH_S = 0.0005
+"""The event loop and the ledger's writer thread hand the GIL to each other for every commit; the default of 5 ms would
+let one wait for the other longer than a whole call takes."""
+
+
+def run(settings: Settings, targets: list[str]) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit code.
+
+    Raises
+    ------
+    SetupError
+        If it cannot start; nothing is left running.
+    """
+    sys.setswitchinterval(_GIL_SWITCH_S)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(settings, targets))
+
+
+async def _serve(settings: Settings, targets: list[str]) -> int:
+    refuse_open_bind(settings.host)
+    data_dir = prepare_data_dir(settings.data_dir)
+    clock: Clock = SystemClock()
+    async with contextlib.AsyncExitStack() as stack:
+        ledger: Ledger = _make_ledger(settings.ledger, data_dir, clock)
+        await ledger.open()  # the one owner of the folder from here on
+        stack.push_async_callback(ledger.close)
+        results: ResultStore = _make_results(settings.result_store, data_dir)
+        await results.open()
+        stack.push_async_callback(results.close)
+        records = await ensure_tokens(ledger, data_dir, clock=clock)
+
+        listener = stack.enter_context(_listen(settings.host, settings.port))
+        url = f"http://{_url_host(settings.host)}:{listener.getsockname()[1]}"
+        stack.enter_context(_announce(data_dir, url))
+        backend: Backend | None = None
+        if settings.agent:
+            # Started before the service is loaded: both import the same heavy libraries, side by side.
+            backend = load("backend", "local")(
+                data_dir=data_dir,
+                nworkers=settings.nworkers,
+                nthreads=settings.nthreads,
+                orphan_timeout_s=settings.orphan_timeout_s,
+            )
+            await backend.start()
+            stack.push_async_callback(backend.stop, timeout_s=_AGENT_STOP_S)
+        manifest = await load_manifest([absolute_target(target) for target in targets])
+
+        controller = Controller(
+            ledger=ledger,
+            results=results,
+            manifest=manifest,
+            spool=data_dir / "spool",
+            max_queued=settings.max_queued,
+            orphan_timeout_s=settings.orphan_timeout_s,
+            row_retention_s=settings.row_retention_s,
+            clock=clock,
+        )
+        await controller.start()
+        stack.push_async_callback(controller.close)
+
+        tokens = TokenAuthenticator(clock)
+        tokens.load(records)
+        sign_in = SignIn(clock, is_valid=tokens.is_valid)
+        app = FleetApp(
+            controller,
+            routes=all_routes(controller, sign_in=sign_in, needs_agent=settings.agent),
+            tokens=tokens,
+            sign_in=sign_in,
+            hosts=HostCheck(settings.allowed_hosts),
+        )
+        if backend is not None:
+            await stack.enter_async_context(_kept_alive(backend, controller))
+        operator = next(record for record in records if record.token_id == OPERATOR)
+        code = sign_in.new_code(
+            Principal(
+                user=operator.user,
+                tenant=operator.tenant,
+                scopes=effective_scopes(operator.scopes),
+                token_id=operator.token_id,
+            )
+        )
+        text = banner(manifest, url=url, signin_code=code, token_file=_shown(data_dir / TOKEN_FILE))
+        return await _run_uvicorn(app, controller, listener, text, drain_timeout_s=settings.drain_timeout_s)
+
+
+# ---------------------------------------------------------------------- before
+
+
+def refuse_open_bind(host: str) -> None:
+    """Refuse every address but loopback: a token would travel in the clear.
+
+    Raises
+    ------
+    BindRefused
+        With the reason and the cure.
+    """
+    if host not in LOOPBACK:
+        raise BindRefused(
+            f"refusing to listen on {host}: without TLS, tokens and results could be read on their way."
+            " Listen on 127.0.0.1 and put a TLS-terminating reverse proxy on this host in front"
+            " (name its public host in --allowed-hosts), or use an SSH tunnel."
+        )
+
+
+def prepare_data_dir(path: Path) -> Path:
+    """Make the data folder, for its owner only; return its absolute path.
+
+    Raises
+    ------
+    SetupError
+        If it cannot be made or written.
+    """
+    path = path.expanduser().absolute()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (path / "spool").mkdir(mode=0o700, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as exc:
+        raise SetupError(f"cannot use the data folder {path}: {exc.strerror}; choose another with --data-dir") from exc
+    return path
+
+
+def absolute_target(target: str) -> str:
+    """Return a service's target as the agent can find it too: files by absolute path, modules by name."""
+    path = Path(target).expanduser()
+    return str(path.absolute()) if target.endswith(".py") or path.exists() else target
+
+
+def _make_ledger(name: str, data_dir: Path, clock: Clock) -> Ledger:
+    cls = load("ledger", name)
+    ledger: Ledger = cls(clock=clock) if name == "memory" else cls(data_dir / LEDGER_FILE, clock=clock)
+    return ledger
+
+
+def _make_results(name: str, data_dir: Path) -> ResultStore:
+    cls = load("result_store", name)
+    store: ResultStore = cls() if name == "memory" else cls(data_dir / "results", data_dir / "spool")
+    return store
+
+
+@contextlib.contextmanager
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as exc:
+            raise SetupError(
+                f"cannot listen on {host}:{port}: {exc.strerror}; choose another port with --port (0 takes any free one)"
+            ) from exc
+        listener.listen(2048)  # the agent may dial at once: it waits in the backlog until we serve
+        listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        yield listener
+
+
+def _url_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+@contextlib.contextmanager
+def _announce(data_dir: Path, url: str) -> Iterator[None]:
+    """Write where the server is, for the agent and for clients in the same folder; take it back at the end."""
+    path = data_dir / SERVER_FILE
+    temporary = path.with_suffix(".new")
+    temporary.write_bytes(msgspec.json.encode({"url": url, "pid": os.getpid()}))
+    temporary.replace(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _shown(path: Path) -> Path:
+    """Return a path as short as it can be typed from here."""
+    with contextlib.suppress(ValueError):
+        return path.relative_to(Path.cwd())
+    return path
+
+
+# ---------------------------------------------------------------------- while
+
+
+@contextlib.asynccontextmanager
+async def _kept_alive(backend: Backend, controller: Controller) -> AsyncIterator[None]:
+    """Start the local agent again whenever it is gone."""
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(_AGENT_CHECK_S)
+            if not controller.draining and await backend.health() is Health.GONE:
+                log.error("the local agent is gone: starting another", extra={"action": "agent_respawned"})
+                await backend.start()
+
+    task = asyncio.create_task(watch(), name="agent-keeper")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn, without its signal handling (ours drains first) and with an event for having started."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.is_serving = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.is_serving.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _run_uvicorn(
+    app: FleetApp, controller: Controller, listener: socket.socket, text: str, *, drain_timeout_s: float
+) -> int:
+    server = _Uvicorn(
+        uvicorn.Config(
+            app,
+            http="httptools",
+            ws="websockets-sansio",
+            ws_max_size=MAX_MESSAGE_BYTES,
+            ws_per_message_deflate=False,
+            ws_ping_interval=None,  # agents send heartbeats
+            interface="asgi3",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=5,
+            timeout_graceful_shutdown=5,
+        )
+    )
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    signals = 0
+
+    def on_signal() -> None:
+        nonlocal signals
+        signals += 1
+        if signals == 1:
+            log.info("stopping: waiting for running jobs (again to stop at once)", extra={"action": "stopping"})
+            stop.set()
+        else:
+            server.should_exit = True
+            server.force_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+
+    async def drain_then_exit() -> None:
+        await stop.wait()
+        await controller.drain(drain_timeout_s)
+        controller.shut_agents_down(drain_s=0.0)
+        server.should_exit = True
+
+    drainer = asyncio.create_task(drain_then_exit(), name="drainer")
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(server.serve(sockets=[listener]), name="uvicorn")
+            await server.is_serving.wait()
+            print(text, flush=True)  # noqa: T201 - the one thing that serve says on standard output
+    finally:
+        drainer.cancel()
+        await asyncio.gather(drainer, return_exceptions=True)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+    return 0

@@ -1,0 +1,126 @@
+"""Order of the queue: priority, then round robin over users, then first come first served."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dask_fleet.controller.fair_queue import FairQueue, Lane, QueuedRun
+
+LANE: Lane = ("s", "1")
+OTHER: Lane = ("t", "1")
+
+
+def entry(seq: int, user: str = "ada", *, priority: int = 0, lane: Lane = LANE) -> QueuedRun:
+    return QueuedRun(seq=seq, run=1, lane=lane, user=user, priority=priority)
+
+
+def drained(queue: FairQueue, lanes: tuple[Lane, ...] = (LANE, OTHER)) -> list[int]:
+    order = []
+    while (got := queue.pop(lambda lane: lane in lanes)) is not None:
+        order.append(got.seq)
+    return order
+
+
+def test_first_come_first_served_for_one_user() -> None:
+    queue = FairQueue()
+    for seq in (1, 2, 3):
+        queue.push(entry(seq))
+    assert drained(queue) == [1, 2, 3]
+    assert len(queue) == 0
+
+
+def test_a_user_with_one_job_does_not_wait_behind_a_thousand() -> None:
+    queue = FairQueue()
+    for seq in range(1, 1001):
+        queue.push(entry(seq, "flood"))
+    queue.push(entry(2000, "ada"))
+    assert 2000 in drained(queue)[:2]
+
+
+def test_users_take_turns() -> None:
+    queue = FairQueue()
+    for seq, user in enumerate("aaabbbccc"):
+        queue.push(entry(seq, user))
+    order = drained(queue)
+    assert [sorted(order[i : i + 3]) for i in (0, 3, 6)] == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
+
+
+def test_turns_are_kept_over_lanes() -> None:
+    queue = FairQueue()
+    for seq in (1, 2, 3):
+        queue.push(entry(seq, "flood", lane=LANE))
+        queue.push(entry(seq + 10, "flood", lane=OTHER))
+    queue.push(entry(30, "ada", lane=OTHER))
+    assert queue.pop(lambda lane: True).seq == 1  # type: ignore[union-attr]
+    assert queue.pop(lambda lane: True).seq == 30  # type: ignore[union-attr]
+
+
+def test_priority_goes_first() -> None:
+    queue = FairQueue()
+    queue.push(entry(1, priority=0))
+    queue.push(entry(2, priority=5))
+    queue.push(entry(3, priority=-5))
+    assert drained(queue) == [2, 1, 3]
+
+
+def test_a_lane_that_cannot_run_waits_without_blocking_others() -> None:
+    queue = FairQueue()
+    queue.push(entry(1, lane=LANE, priority=9))
+    queue.push(entry(2, lane=OTHER))
+    assert drained(queue, (OTHER,)) == [2]
+    assert len(queue) == 1
+    assert drained(queue) == [1]
+
+
+def test_discarded_runs_never_come() -> None:
+    queue = FairQueue()
+    for seq in (1, 2, 3):
+        queue.push(entry(seq))
+    queue.discard(1)
+    queue.discard(1)
+    assert 1 not in queue
+    assert drained(queue) == [2, 3]
+
+
+def test_a_run_pushed_again_is_there_once() -> None:
+    queue = FairQueue()
+    queue.push(entry(1))
+    queue.push(QueuedRun(seq=1, run=2, lane=LANE, user="ada", priority=0))
+    got = queue.pop(lambda lane: True)
+    assert got is not None
+    assert got.run == 2
+    assert queue.pop(lambda lane: True) is None
+
+
+@given(
+    pushes=st.lists(st.tuples(st.sampled_from("abc"), st.integers(-1, 1), st.sampled_from([LANE, OTHER])), max_size=40),
+    pops=st.lists(st.sampled_from([(LANE,), (OTHER,), (LANE, OTHER)]), max_size=60),
+    drops=st.sets(st.integers(0, 39)),
+)
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_nothing_is_lost_doubled_or_out_of_line(
+    pushes: list[tuple[str, int, Lane]], pops: list[tuple[Lane, ...]], drops: set[int]
+) -> None:
+    queue = FairQueue()
+    waiting: dict[int, QueuedRun] = {}
+    todo = deque(enumerate(pushes))
+    for lanes in pops:
+        for _ in range(min(2, len(todo))):
+            seq, (user, priority, lane) = todo.popleft()
+            waiting[seq] = entry(seq, user, priority=priority, lane=lane)
+            queue.push(waiting[seq])
+            if seq in drops:
+                queue.discard(seq)
+                del waiting[seq]
+        got = queue.pop(lambda lane: lane in lanes)  # noqa: B023 - called before the loop goes on
+        able = [run for run in waiting.values() if run.lane in lanes]
+        assert (got is None) == (not able)
+        if got is not None:
+            assert got.priority == max(run.priority for run in able)
+            same = [run for run in able if (run.user, run.priority, run.lane) == (got.user, got.priority, got.lane)]
+            assert got.seq == min(run.seq for run in same)
+            del waiting[got.seq]
+        assert len(queue) == len(waiting)
