@@ -1,0 +1,68 @@
+"""For which names this server answers: an allow-list on ``Host``, against DNS rebinding."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from dask_fleet.model.errors import BadRequest, HostNotAllowed
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?\Z")
+_MAX_REMEMBERED = 256
+
+
+class HostCheck:
+    """Admits requests whose ``Host`` is a loopback name or one of `allowed_hosts`, with any port.
+
+    A page of another site can make a browser send requests to a local port under a name that the
+    attacker's DNS points there; it cannot choose the ``Host`` header, which is why this header is looked
+    at before anything else.
+    """
+
+    def __init__(self, allowed_hosts: Iterable[str] = ()) -> None:
+        self._names = frozenset(_plain(name.encode()) for name in (*LOOPBACK_NAMES, *allowed_hosts))
+        # Raw values that passed: the same few come again and again, and a set look-up is all they then
+        # cost.
+        self._passed: set[bytes] = set()
+
+    def check(self, scope: Any) -> bytes:
+        """Return the value of the one ``Host`` header of an ASGI scope.
+
+        Raises
+        ------
+        BadRequest
+            If there is none, more than one, or one that is no host.
+        HostNotAllowed
+            If the name is not on the list.
+        """
+        value: bytes | None = None
+        for name, content in scope["headers"]:
+            if name == b"host":
+                if value is not None:
+                    raise BadRequest("the request has more than one Host header")
+                value = content
+        if value is None:
+            raise BadRequest("the request has no Host header")
+        if value not in self._passed:
+            self._examine(value)
+        return value
+
+    def _examine(self, value: bytes) -> None:
+        found = _HOST.match(value)
+        if found is None:
+            raise BadRequest("the Host header is malformed")
+        if _plain(found[1]) not in self._names:
+            raise HostNotAllowed(
+                f"this server does not answer for the host {found[1].decode('ascii')[:253]!r}; "
+                "if it should, add the name to the setting allowed-hosts"
+            )
+        if len(self._passed) < _MAX_REMEMBERED:
+            self._passed.add(value)
+
+
+def _plain(name: bytes) -> bytes:
+    """Return a name as it is compared: lower case, without the root's dot."""
+    return name.lower().removesuffix(b".")
