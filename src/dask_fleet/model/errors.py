@@ -203,6 +203,11 @@ class JobError(FleetError):
     status = 409
     title = "The job has no result"
 
+    @property
+    def failure(self) -> dict[str, Any] | None:
+        """Members of `Failure`: ``cause``, ``message``, ``type``, ``traceback``, ``errors``."""
+        return self.extra.get("failure")
+
 
 class JobFailed(JobError):
     """The job failed; ``cause`` says how (``exception``, ``timeout``, ``invalid_parameters``, …)."""

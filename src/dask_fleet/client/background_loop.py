@@ -1,0 +1,123 @@
+"""An event loop in a thread of its own, so that synchronous code, notebooks included, can use asynchronous code."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import queue
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any, TypeVar, cast
+
+from dask_fleet.client.async_job import Report
+
+T = TypeVar("T")
+_STOP_S = 5.0
+
+
+class BackgroundLoop:
+    """Runs coroutines for other threads until it is closed."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._pid = os.getpid()
+        self._thread = threading.Thread(target=_serve, args=(self._loop,), name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine there and return its result; Ctrl-C cancels it.
+
+        Raises
+        ------
+        RuntimeError
+            If the loop is closed, belongs to the process this one was forked from, or is the caller's own.
+        """
+        future = self._submit(coroutine)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def run_reported(self, work: Callable[[Report], Coroutine[Any, Any, T]], show: Report) -> T:
+        """Run a coroutine that reports progress, calling `show` in *this* thread: notebooks draw only for their own."""
+        reports: queue.SimpleQueue[tuple[float, float | None, str] | None] = queue.SimpleQueue()
+
+        def report(done: float, total: float | None, text: str) -> None:
+            reports.put((done, total, text))
+
+        future = self._submit(work(report))
+        future.add_done_callback(lambda _: reports.put(None))
+        try:
+            while (told := reports.get()) is not None:
+                show(*told)
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
+        """Yield what an asynchronous iterator gives; it is closed when this generator is."""
+        try:
+            while True:
+                try:
+                    yield self.run(_next(source))
+                except StopAsyncIteration:
+                    return
+        finally:
+            if isinstance(source, AsyncGenerator) and not self._loop.is_closed():
+                self.run(_close(source))
+
+    def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run `last`, stop the loop and end the thread. Twice is harmless; in a forked child it does nothing."""
+        if self._loop.is_closed() or os.getpid() != self._pid:
+            return
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            future = asyncio.run_coroutine_threadsafe(_last(last), self._loop)
+            try:
+                future.result(_STOP_S)
+            finally:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join(_STOP_S)
+
+    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        refusal = None
+        if os.getpid() != self._pid:
+            refusal = "this client was made before the process forked; make a new Client in each process"
+        elif self._loop.is_closed() or not self._thread.is_alive():
+            refusal = "this client is closed; make a new Client"
+        elif threading.current_thread() is self._thread:
+            refusal = "the client's own thread cannot wait for itself; use AsyncClient in asynchronous code"
+        if refusal is not None:
+            coroutine.close()
+            raise RuntimeError(refusal)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+
+async def _next(source: AsyncIterator[T]) -> T:
+    return await anext(source)
+
+
+async def _close(source: AsyncIterator[T]) -> None:
+    await cast("AsyncGenerator[T, None]", source).aclose()
+
+
+async def _last(last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    current = asyncio.current_task()
+    others = [task for task in asyncio.all_tasks() if task is not current]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await last()
+    await asyncio.sleep(0)  # transports close their sockets in the loop's next round

@@ -1,0 +1,103 @@
+"""A job as its caller holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dask_fleet.client.async_job import AsyncJob
+from dask_fleet.client.background_loop import BackgroundLoop
+from dask_fleet.client.rendering import job_html, job_text
+from dask_fleet.client.sse import JobEvent
+from dask_fleet.model.states import RunState
+
+
+class Job:
+    """An accepted request. Its methods are those of `AsyncJob`, which has their documentation in full.
+
+    What it knows of the job is from the last answer of the server; `refresh_status`, `wait` and `result` ask again.
+    """
+
+    def __init__(self, loop: BackgroundLoop, inner: AsyncJob, owner: object) -> None:
+        self._loop = loop
+        self._inner = inner
+        self._owner = owner  # a client that nobody else holds must live as long as its jobs are used
+
+    @property
+    def job_id(self) -> str:
+        """The job's id: equal requests have equal ids."""
+        return self._inner.job_id
+
+    @property
+    def status(self) -> RunState:
+        """State of the current run, as last heard; `refresh_status` asks."""
+        return self._inner.status
+
+    @property
+    def done(self) -> bool:
+        """Whether the run had ended when last heard of."""
+        return self._inner.done
+
+    @property
+    def progress(self) -> dict[str, Any] | None:
+        """How far it is (``done``, ``total``, ``text``), as last heard."""
+        return self._inner.progress
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The whole job document of the API, as last heard."""
+        return self._inner.document
+
+    def refresh_status(self) -> RunState:
+        """Ask the server for the state of now and return it."""
+        return self._loop.run(self._inner.refresh_status())
+
+    def wait(self, timeout: float | None = None) -> RunState:
+        """Wait for the run to end, however it does; `WaitTimeout` after `timeout` seconds."""
+        return self._loop.run(self._inner.wait(timeout))
+
+    def result(self, timeout: float | None = None, *, progress: bool = False) -> Any:
+        """Wait for the result and return it: a table as a table, an array as an array.
+
+        Raises
+        ------
+        JobFailed, JobCancelled, JobExpired
+            If the run ended without a result; ``failure`` says why.
+        ResultExpired
+            If the result is no longer kept.
+        WaitTimeout
+            If there is none after `timeout` seconds; the job goes on.
+        """
+        if progress and not self.done:
+            from dask_fleet.client.bars import open_bar
+
+            with open_bar(self._inner.label) as bar:
+                return self._loop.run_reported(lambda report: self._inner.reported_result(report, timeout), bar.update)
+        return self._loop.run(self._inner.result(timeout))
+
+    def save(self, path: str | Path, *, media_type: str | None = None) -> int:
+        """Wait for the result and write its bytes into a file; return their number."""
+        return self._loop.run(self._inner.save(path, media_type=media_type))
+
+    def cancel(self) -> RunState:
+        """Ask for the run to be cancelled and return its state; a running one ends soon after."""
+        return self._loop.run(self._inner.cancel())
+
+    def retry(self) -> RunState:
+        """Open the next run of a failed, cancelled or expired job and return its state."""
+        return self._loop.run(self._inner.retry())
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Return all executions of the job, oldest first."""
+        return self._loop.run(self._inner.attempts())
+
+    def events(self, *, after: int | None = None) -> Iterator[JobEvent]:
+        """Yield what has happened to the job, then what happens, until its run has ended."""
+        return self._loop.iterate(self._inner.events(after=after))
+
+    def __repr__(self) -> str:
+        return job_text(type(self).__name__, self._inner.document)
+
+    def _repr_html_(self) -> str:
+        return job_html(self._inner.document)

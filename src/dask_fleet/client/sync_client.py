@@ -1,0 +1,212 @@
+"""The synchronous client: a thin face over the asynchronous one."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from dask_fleet.client.async_client import DEFAULT_PATIENCE_S, DEFAULT_TIMEOUT_S, AsyncClient
+from dask_fleet.client.async_job import AsyncJob
+from dask_fleet.client.background_loop import BackgroundLoop
+from dask_fleet.client.catalogue import Catalogue, EndpointInfo
+from dask_fleet.client.endpoints import Endpoint, ServiceNames, split_name
+from dask_fleet.client.job import Job
+from dask_fleet.client.options import CallOptions
+from dask_fleet.config import Secret
+from dask_fleet.model.errors import FleetError
+from dask_fleet.model.states import RunState
+
+
+class Client:
+    """A connection to a Fleet server. Works in scripts, in notebooks and in threads; its I/O has a thread of its own.
+
+    Parameters
+    ----------
+    url, token, timeout_s, patience_s, transport
+        As of `AsyncClient`.
+
+    Examples
+    --------
+    ::
+
+        with Client() as client:
+            table = client.flights.delay_by_carrier(month=1).result()
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | Secret | None = None,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        patience_s: float = DEFAULT_PATIENCE_S,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._inner = AsyncClient(url, token, timeout_s=timeout_s, patience_s=patience_s, transport=transport)
+        self._loop = BackgroundLoop("dask-fleet client")
+        # Also when nobody calls close, at the latest when the interpreter ends, sockets and thread are let go.
+        self._finalizer = weakref.finalize(self, self._loop.close, self._inner.aclose)
+
+    # ------------------------------------------------------------------ life
+
+    @property
+    def url(self) -> str:
+        """The server."""
+        return self._inner.url
+
+    def close(self) -> None:
+        """Close all connections and end the thread. Jobs go on. Twice is harmless."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ what there is
+
+    def services(self, *, refresh: bool = False) -> Catalogue:
+        """Return what the server offers; asked once, and again with `refresh`."""
+        return self._loop.run(self._inner.services(refresh=refresh))
+
+    def service(self, name: str) -> ServiceNames:
+        """Return a service by name; also one whose name is that of a method here.
+
+        Raises
+        ------
+        AttributeError
+            If there is none; the message lists what there is.
+        """
+        catalogue = self.services()
+        if name not in catalogue.services:  # the server may have got new code since it was asked
+            catalogue = self.services(refresh=True)
+        return ServiceNames(self._submit_call, catalogue.service(name))
+
+    def __getattr__(self, name: str) -> ServiceNames:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self.service(name)
+
+    def __dir__(self) -> list[str]:
+        try:
+            names = set(self.services().services)
+        except (FleetError, RuntimeError):
+            names = set()  # completion must not raise because the server is away
+        return sorted({*super().__dir__(), *names})
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url}>"
+
+    # ------------------------------------------------------------------ calls
+
+    def submit(
+        self,
+        service: str,
+        endpoint: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        wait: float = 0.0,
+        priority: int | None = None,
+        deadline: float | timedelta | datetime | str | None = None,
+        tags: str | Iterable[str] = (),
+        refresh: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Submit a call by names and return its job: the same job for the same request. See `AsyncClient.submit`."""
+        return self._face(
+            self._loop.run(
+                self._inner.submit(
+                    service,
+                    endpoint,
+                    params,
+                    wait=wait,
+                    priority=priority,
+                    deadline=deadline,
+                    tags=tags,
+                    refresh=refresh,
+                    idempotency_key=idempotency_key,
+                )
+            )
+        )
+
+    def map(self, endpoint: Endpoint | str, items: Iterable[Any], **common: Any) -> list[Job]:
+        """Submit a call for each item, several at once, and return the jobs in the items' order.
+
+        Parameters
+        ----------
+        endpoint
+            ``client.flights.delay_by_carrier`` (with its options, if any) or ``"flights.delay_by_carrier"``.
+        items
+            A dict gives parameters by name, a tuple in order, any other value is the first parameter.
+        common
+            Parameters that all calls share.
+        """
+        options = CallOptions()
+        if isinstance(endpoint, str):
+            info = self._loop.run(self._inner.endpoint_info(*split_name(endpoint)))
+        else:
+            info, options = endpoint.info, endpoint.call_options
+        # Items may come from a generator of the caller's: it runs in the caller's thread, before any is sent.
+        held = list(items)
+        return [self._face(job) for job in self._loop.run(self._inner.map_calls(info, held, common, options))]
+
+    def gather(self, jobs: Iterable[Job], *, progress: bool = False) -> list[Any]:
+        """Return the results of `jobs` in their order; the first job without a result raises."""
+        held = [job._inner for job in jobs]  # noqa: SLF001 - the two files are halves of one thing
+        if progress:
+            from dask_fleet.client.bars import open_bar
+
+            with open_bar("jobs") as bar:
+                return self._loop.run_reported(lambda report: self._inner.reported_gather(held, report), bar.update)
+        return self._loop.run(self._inner.gather(held))
+
+    # ------------------------------------------------------------------ jobs
+
+    def job(self, job_id: str) -> Job:
+        """Return a job by its id; `NotFound` if there is none."""
+        return self._face(self._loop.run(self._inner.job(job_id)))
+
+    def jobs(
+        self,
+        *,
+        state: RunState | str | None = None,
+        service: str | None = None,
+        endpoint: str | None = None,
+        user: str | None = None,
+        tag: str | None = None,
+        created_after: datetime | str | None = None,
+        created_before: datetime | str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Job]:
+        """Yield jobs, newest first, page by page as they are asked for. See `AsyncClient.jobs`."""
+        found = self._inner.jobs(
+            state=state,
+            service=service,
+            endpoint=endpoint,
+            user=user,
+            tag=tag,
+            created_after=created_after,
+            created_before=created_before,
+            limit=limit,
+        )
+        return (self._face(job) for job in self._loop.iterate(found))
+
+    def status(self) -> dict[str, Any]:
+        """Return what the server says of itself: version, queued and running jobs, agents."""
+        return self._loop.run(self._inner.status())
+
+    # ------------------------------------------------------------------ steps
+
+    def _submit_call(self, info: EndpointInfo, params: Mapping[str, Any], options: CallOptions) -> Job:
+        return self._face(self._loop.run(self._inner.submit_call(info, params, options)))
+
+    def _face(self, inner: AsyncJob) -> Job:
+        return Job(self._loop, inner, self)
