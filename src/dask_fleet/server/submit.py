@@ -9,7 +9,7 @@ from typing import Any
 
 from dask_fleet.controller.controller import Controller
 from dask_fleet.model.ids import job_id
-from dask_fleet.model.jobs import Accepted, JobRecord, NewRun
+from dask_fleet.model.jobs import JobRecord, NewRun
 from dask_fleet.model.manifest import EndpointManifest, ServiceManifest
 from dask_fleet.model.states import RunState
 from dask_fleet.server.auth import Principal, Scope, require
@@ -83,17 +83,23 @@ class Submission:
                 request_digest=self._request_digest(params) if options.idempotency_key else b"",
             )
         )
-        job = await self._settled(accepted, options)
-        result = await self._controller.result(job) if job.state is RunState.SUCCEEDED else None
+        job, result = accepted.job, None
+        if not job.state.is_terminal and not options.refresh:
+            # Somebody is refreshing: whoever did not ask for that is served the result there is.
+            result = await self._controller.result(job)
+        if result is None:
+            job = await self._settled(job, options)
+            if job.state is RunState.SUCCEEDED:
+                result = await self._controller.result(job)
         body = encode_document(job_document(self._controller, job, result=result))
-        if job.state.is_terminal:
+        if job.state.is_terminal or result is not None:
             return 200, _answer_headers(job.job_id, body, options), body
         return 202, [*_answer_headers(job.job_id, body, options), (b"retry-after", b"1")], body
 
-    async def _settled(self, accepted: Accepted, options: CallOptions) -> JobRecord:
-        if options.wait_s > 0 and not accepted.job.state.is_terminal:
-            return await self._controller.wait(accepted.job, options.wait_s)
-        return accepted.job
+    async def _settled(self, job: JobRecord, options: CallOptions) -> JobRecord:
+        if options.wait_s > 0 and not job.state.is_terminal:
+            return await self._controller.wait(job, options.wait_s)
+        return job
 
     def _request_digest(self, params: bytes) -> bytes:
         digest = hashlib.sha256(f"{self._service}\0{self._endpoint}\0".encode())
