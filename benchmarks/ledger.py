@@ -108,7 +108,7 @@ async def listings(ledger: SQLiteLedger) -> dict[str, float]:
         "tag": JobFilter(tenant="default", tag="rare"),
         "before": JobFilter(tenant="default", created_before_us=at_us),
         "user+state+before": JobFilter(tenant="default", user="user-7", state=RunState.FAILED, created_before_us=at_us),
-        "service+succeeded+unknown user": JobFilter(tenant="default", service="flights", state=RunState.SUCCEEDED, user="no"),
+        "service+state+unknown user": JobFilter(tenant="default", service="flights", state=RunState.SUCCEEDED, user="no"),
         "endpoint+failed+user": JobFilter(tenant="default", service="flights", endpoint="delay", state=RunState.FAILED,
                                           user="user-1"),
     }

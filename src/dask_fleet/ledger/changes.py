@@ -172,7 +172,8 @@ def check_end(end: AttemptEnd) -> None:
     Raises
     ------
     InvalidTransition
-        If the attempt's state cannot mean that for the run, or a result stands without success or is missing with it, or has no bytes.
+        If the attempt's state cannot mean that for the run, or a result stands without success, is missing with it, or
+        has no bytes.
     """
     if end.run_event not in RUN_EVENTS_OF_ATTEMPT.get(end.attempt_state, ()):
         raise InvalidTransition(

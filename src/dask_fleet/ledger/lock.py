@@ -9,7 +9,7 @@ from pathlib import Path
 from dask_fleet.model.errors import ConfigError, LedgerInUse
 
 NETWORK_FILE_SYSTEMS = frozenset({
-    "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs",
+    "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gpfs", "lustre", "nfs", "nfs4", "smb3", "smbfs",
 })
 """Where a write-ahead log cannot be used: it needs memory that all processes of one host share."""
 

@@ -27,7 +27,7 @@ from dask_fleet.model.states import RunState
 from dask_fleet.plugins.clock import Clock, SystemClock
 from dask_fleet.plugins.ledger import Ledger
 
-MOST_LOOKED_AT = 10_000
+MOST_LOOKED_AT = 4_000
 """Most jobs looked at for one page."""
 
 

@@ -35,7 +35,7 @@ class ReaderThread(OperationThread):
             except Exception as exc:  # noqa: BLE001 - it belongs to the caller, not to this thread
                 op.error = exc
 
-    def idle(self) -> None:
+    def do_chores(self) -> None:
         """Nothing to do: each read has ended its snapshot."""
 
     def finish(self) -> None:

@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 MAX_ROWS = 500
 """Most rows that one batch writes: what one caller waits for the others."""
 
+REST_S = 0.2
+"""How long nothing must be asked before chores are done."""
+
 JOIN_TIMEOUT_S = 30.0
 
 
@@ -91,9 +94,14 @@ class OperationThread(ABC):
     def run_batch(self, batch: list[Operation]) -> None:
         """Give each operation its value or error; must not raise. Called in the thread."""
 
+    @property
+    def has_chores(self) -> bool:
+        """Whether there is something to do in a pause. Called in the thread."""
+        return False
+
     @abstractmethod
-    def idle(self) -> None:
-        """Called in the thread when nothing waits."""
+    def do_chores(self) -> None:
+        """Called in the thread after `REST_S` in which nobody asked for anything."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -120,7 +128,7 @@ class OperationThread(ABC):
         deliver = self._loop.call_soon_threadsafe
         try:
             while True:
-                self._doorbell.acquire()
+                rang = self._doorbell.acquire(timeout=REST_S if self.has_chores else -1)
                 while self._operations:
                     batch = self._take()
                     self.run_batch(batch)
@@ -129,7 +137,8 @@ class OperationThread(ABC):
                     except RuntimeError:  # the loop is closed: nobody waits any more
                         log.debug("no loop to deliver to", extra={"ledger_thread": self._name})
                     del batch
-                self.idle()
+                if not rang:
+                    self.do_chores()
                 if self._closing and not self._operations:
                     return
         finally:

@@ -18,7 +18,7 @@ CHECKPOINT_PAGES = 8_000
 hundred times meanwhile is copied once; small enough to be read through in some tenths of a second after a crash."""
 
 IDLE_CHECKPOINT_PAGES = 1_000
-"""The same when nothing waits."""
+"""The same in a pause, when a checkpoint is in nobody's way."""
 
 MEDIUM_ERRORS = (
     apsw.FullError,
@@ -105,10 +105,14 @@ class GroupCommit(OperationThread):
             op.error = LedgerUnavailable(f"the ledger cannot be written: {exc}", retry_after_s=5.0)
             op.error.__cause__ = exc
 
-    def idle(self) -> None:
+    @property
+    def has_chores(self) -> bool:
+        """Whether the log is worth a checkpoint."""
+        return self._log_pages >= IDLE_CHECKPOINT_PAGES
+
+    def do_chores(self) -> None:
         """Use the pause to keep the log short."""
-        if self._log_pages >= IDLE_CHECKPOINT_PAGES:
-            self._checkpoint()
+        self._checkpoint()
 
     def finish(self) -> None:
         """Copy the whole log into the database and let go."""

@@ -1,0 +1,1 @@
+"""Where the bytes of large results live: files by digest, memory for tests."""
