@@ -7,29 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from dask_fleet.testing.served import MARK, ServedFleet, marked_processes
+from dask_fleet.testing.served import ServedFleet, marked_processes
 
 FULL = os.environ.get("FLEET_PROMISES") == "full"
-
-
-def leaked() -> list[str]:
-    """Return the processes of fleets of this process that no open `ServedFleet` answers for."""
-    found = []
-    for process in marked_processes(f"{os.getpid()}-"):
-        try:
-            with open(f"/proc/{process.pid}/environ", "rb") as file:
-                marks = [part.partition(b"=")[2].decode() for part in file.read().split(b"\0") if part.startswith(MARK.encode())]
-        except OSError:
-            continue
-        if not ServedFleet.running.intersection(marks):
-            found.append(f"{process.pid} {process.command}")
-    return found
 
 
 @pytest.fixture(autouse=True)
 def no_process_is_left() -> Iterator[None]:
     yield
-    left = leaked()
+    # Those of fleets that are open belong to a fixture of the module.
+    left = [process for process in marked_processes(f"{os.getpid()}-") if process.mark not in ServedFleet.running]
     assert not left, f"processes of a fleet outlived the test: {left}"
 
 
@@ -41,3 +28,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow") is not None:
             item.add_marker(skip)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show the figures that promises were proven with: ``record_property("figures", …)``."""
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for name, value in report.user_properties:
+                if name == "figures":
+                    terminalreporter.write_line(f"{report.nodeid.rpartition('/')[2]}: {value}")

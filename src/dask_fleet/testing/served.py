@@ -36,6 +36,8 @@ class FleetProcess:
     pid: int
     ppid: int
     command: str
+    mark: str
+    """Which fleet it belongs to."""
 
     @property
     def role(self) -> str:
@@ -240,7 +242,7 @@ class ServedFleet:
         """Return the pid of the server itself (behind a tracer, it is not the process we started)."""
         assert self._server is not None
         told = self._announced()
-        return int(told["pid"]) if told is not None and _bears(int(told["pid"]), self._mark) else self._server.pid
+        return int(told["pid"]) if told is not None and _mark_of(int(told["pid"])) == self._mark else self._server.pid
 
     def agent_pid(self) -> int | None:
         """Return the pid of the local agent, or ``None`` if there is none."""
@@ -349,7 +351,7 @@ class ServedFleet:
         if code is not None:
             raise AssertionError(f"the server ended with exit code {code} before it was ready\n{self.logs()}")
         told = self._announced()
-        if told is None or not _bears(int(told["pid"]), self._mark):
+        if told is None or _mark_of(int(told["pid"])) != self._mark:
             return False  # not there yet, or left by a server that was killed
         self.url = told["url"]
         self._port = urlsplit(self.url).port or 0
@@ -393,9 +395,10 @@ class ServedFleet:
 
 
 def marked_processes(mark: str) -> Iterator[FleetProcess]:
-    """Yield the living processes whose `MARK` begins with `mark`; a pid of this process names all its fleets."""
+    """Yield the living processes whose `MARK` begins with `mark`; ``"PID-"`` stands for all fleets of a process."""
     for entry in os.scandir("/proc"):
-        if entry.name.isdigit() and _bears(int(entry.name), mark):
+        found = _mark_of(int(entry.name)) if entry.name.isdigit() else ""
+        if found and found.startswith(mark):
             try:
                 stat = Path(entry.path, "stat").read_text("utf-8", "replace")
                 command = Path(entry.path, "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
@@ -403,15 +406,17 @@ def marked_processes(mark: str) -> Iterator[FleetProcess]:
                 continue
             state, ppid = stat.rpartition(")")[2].split()[:2]
             if state not in {"Z", "X"}:
-                yield FleetProcess(pid=int(entry.name), ppid=int(ppid), command=command.strip())
+                yield FleetProcess(pid=int(entry.name), ppid=int(ppid), command=command.strip(), mark=found)
 
 
-def _bears(pid: int, mark: str) -> bool:
-    """Whether a process bears that mark; a zombie has no environment and bears none."""
+def _mark_of(pid: int) -> str:
+    """Return the mark of a process, ``""`` if it has none; a zombie has no environment and so no mark."""
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
-        return False
-    wanted = f"{MARK}={mark}".encode()
-    return any(entry.startswith(wanted) for entry in environment.split(b"\0"))
-
+        return ""
+    begin = f"{MARK}=".encode()
+    for part in environment.split(b"\0"):
+        if part.startswith(begin):
+            return part[len(begin) :].decode("utf-8", "replace")
+    return ""

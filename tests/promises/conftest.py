@@ -1,0 +1,49 @@
+"""What the promises share: the tiny service, and twins of the fleet that are broken on purpose."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.promises.form import Serve, Starts
+
+from dask_fleet.testing.served import ServedFleet
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Serve:
+    """Return a maker of fleets of the tiny service: an honest one, or the twin of that name."""
+
+    def make(*, twin: str | None = None, **options: Any) -> ServedFleet:
+        if twin is not None:
+            options["command"] = (sys.executable, str(HERE / "twins.py"), twin)
+        options.setdefault("args", ("--nworkers", "2"))
+        env = {"TINY_STARTS": str(tmp_path / "starts"), **options.pop("env", {})}
+        return ServedFleet([HERE / "service_tiny.py"], tmp_path / "data", env=env, **options)
+
+    return make
+
+
+@pytest.fixture
+def starts(tmp_path: Path) -> Starts:
+    """Return a reader of the lines that started functions have written."""
+
+    def read() -> list[str]:
+        path = tmp_path / "starts"
+        return path.read_text().split() if path.exists() else []
+
+    return read
+
+
+@pytest.fixture
+def many_sockets() -> None:
+    """Allow this process (and the server it starts) two sockets for each of a thousand callers."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4096
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))

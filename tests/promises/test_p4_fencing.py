@@ -1,0 +1,145 @@
+"""P4: one result per job, even from zombies. An agent that was given up comes back and delivers what it had computed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from dataclasses import dataclass
+
+import pytest
+from tests.promises.form import FULL, Record, Serve
+
+from dask_fleet.protocol.frames import Start
+from dask_fleet.testing.fake_agent import FakeAgent, ref, succeeded
+from dask_fleet.testing.served import ServedFleet
+
+pytestmark = pytest.mark.promise
+
+LATE_WRITES = 201 if FULL else 42  # a third at each of three moments
+ZOMBIE, FENCED = b'"zombie"', b'"fenced"'
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of the late writes."""
+
+    late: int
+    accepted: int
+    """Jobs whose kept result is the zombie's."""
+    right: int
+    """Jobs whose kept result is that of the second attempt."""
+    counted: int
+    """``stale_outcomes`` of the status."""
+    logged: int
+    """``stale_epoch`` in the log."""
+
+
+async def haunt(fleet: ServedFleet) -> list[str]:
+    """Give attempt 1 of every job to an agent that vanishes, attempt 2 to its successor, and let the first come back.
+
+    A third of the zombie's outcomes arrives while the job waits for attempt 2, a third while attempt 2 runs, a third after
+    it has ended. Returns the ids of the jobs.
+    """
+    token = (fleet.data_dir / "agent.token").read_text("ascii").strip()
+    third = LATE_WRITES // 3
+
+    def agent(name: str, **options: object) -> FakeAgent:
+        return FakeAgent(fleet.url, token, agent=f"local-{name}", slots=LATE_WRITES, **options)  # type: ignore[arg-type]
+
+    async with agent("first") as first:
+        assert first.welcome is not None
+        ledger_id = first.welcome.ledger_id
+        await first.ready()
+        await asyncio.to_thread(
+            fleet.until, lambda: any(one["versions"] for one in fleet.status()["agents"]), "the agent to be ready"
+        )
+        ids = await asyncio.to_thread(_post_all, fleet)
+        lost = {start.seq: start for start in await first.take(Start, LATE_WRITES)}
+    assert {start.attempt for start in lost.values()} == {1}
+    order = sorted(lost)
+    early, between, late = order[:third], order[third : 2 * third], order[2 * third :]
+
+    async with agent("second") as second:  # of the first one's name: so that one is known to be dead
+        await asyncio.to_thread(fleet.until, lambda: fleet.status()["queued"] == LATE_WRITES, "the jobs to be queued again")
+        async with agent("first", ledger_id=ledger_id, held=[ref(start) for start in lost.values()]) as zombie:
+            await zombie.deliver(*(succeeded(lost[seq], ZOMBIE) for seq in early))
+            # The twin has no fence: there, what the zombie could write has ended, and is not started again.
+            await second.ready()
+            queued = await asyncio.to_thread(_queued, fleet, ids)
+            again = {start.seq: start for start in await second.take(Start, queued)}
+            assert {start.attempt for start in again.values()} == {2}
+            await zombie.deliver(*(succeeded(lost[seq], ZOMBIE) for seq in between))
+            await second.deliver(*(succeeded(start, FENCED) for start in again.values()))
+            await zombie.deliver(*(succeeded(lost[seq], ZOMBIE) for seq in late))
+    return ids
+
+
+def _post_all(fleet: ServedFleet) -> list[str]:
+    with fleet.connect() as connection:
+        answers = [connection.request("POST", "/v1/tiny/double", {"n": number}) for number in range(LATE_WRITES)]
+    assert {answer.status for answer in answers} == {202}
+    return [answer.json()["job_id"] for answer in answers]
+
+
+def _queued(fleet: ServedFleet, ids: list[str]) -> int:
+    return sum(fleet.job(job_id)["status"] in {"queued", "running"} for job_id in ids)
+
+
+def judge(fleet: ServedFleet) -> Verdict:
+    with fleet:
+        ids = asyncio.run(haunt(fleet))
+        results = [fleet.request("GET", f"/v1/jobs/{job_id}/result").body for job_id in ids]
+        counted = fleet.status()["stale_outcomes"]
+        fleet.terminate()
+    return Verdict(
+        late=len(ids),
+        accepted=results.count(ZOMBIE),
+        right=results.count(FENCED),
+        counted=counted,
+        logged=(fleet.data_dir / "serve.err").read_text().count("action=stale_epoch"),
+    )
+
+
+def test_no_late_write_is_accepted(serve: Serve, record_property: Record) -> None:
+    verdict = judge(serve(args=("--no-agent",)))
+    record_property("figures", verdict)
+    assert verdict == Verdict(
+        late=LATE_WRITES, accepted=0, right=LATE_WRITES, counted=LATE_WRITES, logged=LATE_WRITES
+    )
+
+
+def test_the_checker_notices_a_missing_fence(serve: Serve, record_property: Record) -> None:
+    verdict = judge(serve(twin="no-fence", args=("--no-agent",)))
+    record_property("figures", verdict)
+    assert verdict.accepted > 0
+
+
+@pytest.mark.slow
+def test_a_real_agent_that_slept_past_its_time_is_refused(serve: Serve) -> None:
+    """SIGSTOP, longer than the server waits for it; SIGCONT: its attempts ended elsewhere, its own are refused."""
+    with serve(args=("--nworkers", "1", "--orphan-timeout", "2")) as fleet:
+        agent = fleet.agent_pid()
+        assert agent is not None
+        os.kill(agent, signal.SIGSTOP)
+        try:
+            job = fleet.post("tiny/once", {"n": 1}).json()
+            assert job["status"] in {"queued", "running"}
+        finally:
+            # The silence is noticed after 30 s, the agent given up another 7 s later.
+            fleet.until(lambda: fleet.job(job["job_id"])["attempt"] != 1 or _lost(fleet), "the loss", timeout_s=60)
+            os.kill(agent, signal.SIGCONT)
+        ended = fleet.until(lambda: _ended(fleet, job["job_id"]), "the job to end", timeout_s=60)
+        assert ended["status"] == "succeeded"
+        attempts = fleet.request("GET", f"/v1/jobs/{job['job_id']}/attempts").json()
+        states = [attempt["state"] for attempt in attempts["attempts"]]
+        assert states.count("succeeded") == 1
+
+
+def _lost(fleet: ServedFleet) -> bool:
+    return "action=agent_lost" in (fleet.data_dir / "serve.err").read_text()
+
+
+def _ended(fleet: ServedFleet, job_id: str) -> dict[str, object] | None:
+    job = fleet.job(job_id)
+    return job if job["finished_at"] is not None else None
