@@ -87,6 +87,12 @@ def some(job: JobRecord | None) -> JobRecord:
     return job
 
 
+async def scenario_timeout(awaitable: Awaitable[Any]) -> Any:
+    """Await, but not for ever."""
+    async with asyncio.timeout(SCENARIO_TIMEOUT_S):
+        return await awaitable
+
+
 Scenario = Callable[[Any, Ledger, ManualClock], Awaitable[None]]
 
 

@@ -1,0 +1,330 @@
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from dask_fleet.ledger import connections, listing, lock, migrations, statements, threads, writer
+from dask_fleet.ledger.sqlite import SQLiteLedger
+from dask_fleet.model.errors import ConfigError, InternalError, LedgerInUse, LedgerTooNew, LedgerUnavailable
+from dask_fleet.model.jobs import JobFilter
+from dask_fleet.testing.ledger_conformance import end_of, request
+
+
+def on(path: Path, act: Callable[[SQLiteLedger], Awaitable[None]], **options: Any) -> None:
+    async def run() -> None:
+        ledger = SQLiteLedger(path, **options)
+        await ledger.open()
+        try:
+            async with asyncio.timeout(30):
+                await act(ledger)
+        finally:
+            await ledger.close()
+
+    asyncio.run(run())
+
+
+# ---------------------------------------------------------------- the one owner
+
+
+def test_a_second_owner_is_refused_and_the_first_is_named(tmp_path: Path) -> None:
+    async def act(ledger: SQLiteLedger) -> None:
+        with pytest.raises(LedgerInUse, match=str(os.getpid())):
+            await SQLiteLedger(tmp_path / "ledger.db").open()
+        await ledger.accept(request())
+
+    on(tmp_path / "ledger.db", act)
+    on(tmp_path / "ledger.db", act)  # let go after closing
+
+
+def test_the_lock_goes_with_the_process(tmp_path: Path) -> None:
+    program = (
+        "import asyncio, os, sys, pathlib\n"
+        "from dask_fleet.ledger.sqlite import SQLiteLedger\n"
+        "async def main():\n"
+        "    ledger = SQLiteLedger(pathlib.Path(sys.argv[1])); await ledger.open(); os.kill(os.getpid(), 9)\n"
+        "asyncio.run(main())\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(tmp_path / "ledger.db")], timeout=60, check=False)
+    assert ended.returncode == -9
+
+    async def act(ledger: SQLiteLedger) -> None:
+        assert await ledger.get("nobody") is None
+
+    on(tmp_path / "ledger.db", act)
+
+
+def test_a_failed_opening_lets_go(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    path.write_bytes(b"this is no database, " * 100)
+    with pytest.raises(LedgerUnavailable, match="cannot be opened"):
+        on(path, None)  # type: ignore[arg-type]
+    path.unlink()
+
+    async def act(ledger: SQLiteLedger) -> None:
+        assert ledger.ledger_id
+
+    on(path, act)
+
+
+def test_network_file_systems_are_told_by_the_longest_mount_point() -> None:
+    mounts = "/dev/vda / ext4 rw 0 0\nhome:/x /home nfs4 rw 0 0\ntmpfs /home/a\\040b tmpfs rw 0 0\n"
+    assert lock.file_system_of(Path("/home/x/.fleet"), mounts) == "nfs4"
+    assert lock.file_system_of(Path("/home/a b/c"), mounts) == "tmpfs"
+    assert lock.file_system_of(Path("/homestead"), mounts) == "ext4"
+    assert "nfs4" in lock.NETWORK_FILE_SYSTEMS
+
+
+def test_an_old_sqlite_is_refused_with_the_cure() -> None:
+    connections.check_sqlite(3_051_003)
+    with pytest.raises(ConfigError, match=r"SQLite 3\.51\.2 .*--upgrade apsw"):
+        connections.check_sqlite(3_051_002)
+
+
+def test_its_files_are_its_owners(tmp_path: Path) -> None:
+    async def act(ledger: SQLiteLedger) -> None:
+        await ledger.accept(request())
+        modes = await asyncio.to_thread(lambda: {path.name: path.stat().st_mode & 0o077 for path in tmp_path.iterdir()})
+        assert len(modes) == 4
+        assert set(modes.values()) == {0}
+
+    on(tmp_path / "ledger.db", act)
+
+
+def test_each_commit_is_synced(tmp_path: Path) -> None:
+    async def act(ledger: SQLiteLedger) -> None:
+        connection = ledger._open.writer._connection
+        assert connection.pragma("synchronous") == 2
+        assert connection.pragma("journal_mode") == "wal"
+        assert ledger._open.reads._execute("PRAGMA query_only").fetchone() == (1,)
+
+    on(tmp_path / "ledger.db", act)
+
+
+# ---------------------------------------------------------------- the medium
+
+
+def test_a_full_disk_refuses_writes_and_serves_reads_until_there_is_room(tmp_path: Path) -> None:
+    async def act(ledger: SQLiteLedger) -> None:
+        job = (await ledger.accept(request("before"), claim_for="agent")).job
+        connection = ledger._open.writer._connection
+        pages = await ledger._open.writer.submit(lambda: connection.pragma("page_count"))
+        await ledger._open.writer.submit(lambda: connection.pragma("max_page_count", pages))
+        answers = await asyncio.gather(
+            *(ledger.accept(request(f"j{n}", params=b"x" * 9000)) for n in range(20)), return_exceptions=True
+        )
+        assert {type(answer) for answer in answers} == {LedgerUnavailable}
+        assert await ledger.get("j0") is None
+        assert await ledger.get("before") == job
+        # What a drive with room again looks like: nobody restarts anything.
+        writes = ledger._open.writer
+        connection.pragma("max_page_count", 1 << 30)
+        assert (await ledger.accept(request("j0", params=b"x" * 9000))).opened
+        assert await ledger.finish(end_of(job)) is not None
+        assert await writes.submit(lambda: connection.pragma("integrity_check")) == "ok"
+
+    on(tmp_path / "ledger.db", act)
+
+
+def test_what_the_schema_refuses_is_our_fault_and_takes_nobody_along(tmp_path: Path) -> None:
+    async def act(ledger: SQLiteLedger) -> None:
+        job = (await ledger.accept(request("a"), claim_for="agent")).job
+        bad = ledger._open.writer.submit(
+            ledger._open.writes._execute, "UPDATE jobs SET state = 'nonsense' WHERE seq = ?", (job.seq,))
+        good = [ledger.accept(request(f"j{n}")) for n in range(5)]
+        refused, *others = await asyncio.gather(bad, *good, return_exceptions=True)
+        assert isinstance(refused, InternalError)
+        assert all(not isinstance(other, BaseException) and other.opened for other in others)
+        assert await ledger.get("a") == job
+
+    on(tmp_path / "ledger.db", act)
+
+
+def test_reads_cannot_write(tmp_path: Path) -> None:
+    async def act(ledger: SQLiteLedger) -> None:
+        with pytest.raises(LedgerUnavailable, match="cannot be read"):
+            await ledger._open.reader.submit(ledger._open.reads._execute, "DELETE FROM jobs")
+
+    on(tmp_path / "ledger.db", act)
+
+
+def test_the_log_is_copied_into_the_database_in_a_pause_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "IDLE_CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(threads, "REST_S", 0.01)
+    path = tmp_path / "ledger.db"
+
+    async def act(ledger: SQLiteLedger) -> None:
+        await ledger.accept(request())
+        async with asyncio.timeout(10):
+            while ledger._open.writer.has_chores:  # noqa: ASYNC110 - a thread cannot set our events
+                await asyncio.sleep(0.01)
+        alone = apsw.Connection(f"file:{path}?immutable=1", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+        assert alone.execute("SELECT count(*) FROM jobs").fetchone() == (1,)
+        alone.close()
+
+    on(path, act)
+    assert not path.with_name("ledger.db-wal").exists() or path.with_name("ledger.db-wal").stat().st_size == 0
+
+
+# ---------------------------------------------------------------- group commit
+
+
+def test_batches_hold_at_most_so_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    run_batch = writer.GroupCommit.run_batch
+
+    def watched(self: writer.GroupCommit, batch: list[threads.Operation]) -> None:
+        before = self._connection.total_changes()
+        run_batch(self, batch)
+        sizes.append(self._connection.total_changes() - before)
+
+    monkeypatch.setattr(writer.GroupCommit, "run_batch", watched)
+
+    async def act(ledger: SQLiteLedger) -> None:
+        await asyncio.gather(*(ledger.accept(request(f"j{n}", tags=("a", "b")), claim_for="agent") for n in range(600)))
+        assert max(sizes) <= threads.MAX_ROWS
+        assert len(sizes) < 100, "nothing was grouped"
+
+    on(tmp_path / "ledger.db", act)
+
+
+def test_stop_runs_what_was_queued(tmp_path: Path) -> None:
+    async def act(ledger: SQLiteLedger) -> None:
+        waiting = [asyncio.ensure_future(ledger.accept(request(f"j{n}"))) for n in range(300)]
+        await asyncio.sleep(0)
+        await ledger.close()
+        assert all(answer.opened for answer in await asyncio.gather(*waiting))
+        with pytest.raises(LedgerUnavailable):
+            await ledger.get("j0")
+
+    on(tmp_path / "ledger.db", act)
+
+
+def test_event_ids_ascend_over_blocks_and_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dask_fleet.ledger.writes.EVENT_IDS_RESERVED", 5_000)
+    seen: list[int] = []
+
+    async def act(ledger: SQLiteLedger) -> None:
+        for _ in range(3):
+            job = (await ledger.accept(request(f"j{len(seen)}"))).job
+            seen.append((await ledger.events(job.seq))[0].event_id)
+
+    for _ in range(3):
+        on(tmp_path / "ledger.db", act)
+    assert seen == sorted(set(seen))
+
+
+# ---------------------------------------------------------------- listings
+
+
+def test_a_page_looks_at_a_bounded_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "MOST_LOOKED_AT", 20)
+
+    async def act(ledger: SQLiteLedger) -> None:
+        for n in range(100):
+            user = "a" if n % 50 == 0 else "b"
+            await ledger.accept(request(f"j{n}", user=user, service=f"s{n % 2}", endpoint=f"e{n % 3}"))
+        # Both drivers are larger than what may be looked at, so pages are short but the walk finds everything.
+        where = JobFilter(tenant="default", user="b", service="s0")
+        found: list[str] = []
+        pages = 0
+        before = None
+        while True:
+            page = await ledger.list_jobs(where, before_seq=before, limit=50)
+            pages += 1
+            found += [job.job_id for job in page.jobs]
+            before = page.next_before_seq
+            if before is None:
+                break
+        assert pages > 2
+        assert found == [f"j{n}" for n in reversed(range(100)) if n % 2 == 0 and n % 50 != 0]
+
+    on(tmp_path / "ledger.db", act)
+
+
+@pytest.mark.parametrize("name", ["by_state", "by_endpoint", "by_user", "by_tag", "unfinished", "next_tenant_in_state",
+                                  "next_endpoint", "first_created_from"])
+def test_each_driver_seeks_and_never_scans_or_sorts(tmp_path: Path, name: str) -> None:
+    async def act(ledger: SQLiteLedger) -> None:
+        sql = statements.load("listing")[name]
+        bindings = (0,) * sql.count("?")
+        plan = [row[3] for row in ledger._open.reads._execute(f"EXPLAIN QUERY PLAN {sql}", bindings)]
+        assert all(step.startswith("SEARCH") for step in plan), plan
+
+    on(tmp_path / "ledger.db", act)
+
+
+# ---------------------------------------------------------------- migrations
+
+SHAPE = {
+    "meta", "jobs", "large_params", "past_runs", "attempts", "events", "results", "doomed_locations", "tags", "idempotency",
+    "clock_steps", "tokens", "jobs_by_id", "jobs_by_state", "jobs_by_endpoint", "jobs_by_user", "jobs_purgeable",
+    "results_by_expiry", "idempotency_by_time",
+}
+
+
+def shape(connection: Any) -> set[str]:
+    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE sql IS NOT NULL")}
+    return {name for name in names if not name.startswith("sqlite_")}
+
+
+def test_migrations_give_the_expected_shape(tmp_path: Path) -> None:
+    connection = connections.open_writer(tmp_path / "ledger.db", synchronous="OFF")
+    first = migrations.migrate(connection)
+    assert shape(connection) == SHAPE
+    assert migrations.migrate(connection) == first
+    tables = connection.execute("SELECT name, strict FROM pragma_table_list WHERE schema = 'main' AND type = 'table'")
+    assert {name for name, strict in tables if not strict} == {"sqlite_schema"}
+    connection.close()
+
+
+def test_a_migration_ended_at_any_statement_is_as_if_not_begun(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    stop_at = not_begun = 0
+    while True:
+        connection = connections.open_writer(path, synchronous="OFF")
+        seen = 0
+
+        def stop(*_: Any) -> bool:
+            nonlocal seen
+            seen += 1
+            return seen != stop_at + 1  # noqa: B023 - False aborts the statement
+
+        connection.exec_trace = stop
+        try:
+            migrations.migrate(connection)
+        except apsw.ExecTraceAbort:
+            connection.exec_trace = None
+            found = (shape(connection), connection.pragma("user_version"))
+            assert found in ((set(), 0), (SHAPE, 1))
+            not_begun += found[1] == 0
+            stop_at += 1
+            connection.close()
+        else:
+            break
+    assert not_begun > len(SHAPE)
+    connection.exec_trace = None
+    assert shape(connection) == SHAPE
+    connection.close()
+
+
+def test_a_ledger_of_a_newer_version_is_refused_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    connection = connections.open_writer(path, synchronous="OFF")
+    migrations.migrate(connection)
+    connection.pragma("user_version", 999)
+    connection.close()
+    with pytest.raises(LedgerTooNew, match="schema 999"):
+        on(path, None)  # type: ignore[arg-type]
+
+
+def test_named_sql_has_names_once() -> None:
+    for file in ("reads", "writes", "listing", "retention"):
+        assert statements.load(file)
