@@ -6,7 +6,7 @@
     ├── RequestError                the caller must change something
     │   ├── BadJSON · BadRequest · InvalidParameters · IdempotencyMismatch · BodyTooLarge · UnsupportedMediaType
     │   ├── Unauthorized · Forbidden · HostNotAllowed
-    │   ├── NotFound · MethodNotAllowed · NotAcceptable · RangeNotSatisfiable
+    │   ├── NotFound · MethodNotAllowed · NotAcceptable · PreconditionFailed · RangeNotSatisfiable
     │   └── Conflict · ResultExpired
     ├── CapacityError               the caller may try again later
     │   └── QueueFull · Draining · LedgerUnavailable
@@ -139,6 +139,14 @@ class NotAcceptable(RequestError):
     code = "not_acceptable"
     status = 406
     title = "Not acceptable"
+
+
+class PreconditionFailed(RequestError):
+    """The result is not the one that the If-Match header names; GET it again without the header."""
+
+    code = "precondition_failed"
+    status = 412
+    title = "Precondition failed"
 
 
 class RangeNotSatisfiable(RequestError):

@@ -1,0 +1,98 @@
+"""The OpenAPI 3.1 document: every page of the API, and one path for each endpoint of the manifest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dask_fleet.model.manifest import EndpointManifest, Manifest, ServiceManifest
+from dask_fleet.server.json_schemas import Components
+from dask_fleet.server.openapi_parts import (
+    COMMON_PARAMETERS,
+    COMMON_SCHEMAS,
+    FIXED_PATHS,
+    job_responses,
+    json_content,
+    problems,
+    ref,
+)
+from dask_fleet.server.signin import COOKIE_NAME
+
+_TEXT = """Calls are durable jobs: the answer to a POST names the job, and equal requests are one job.
+
+Errors are problem documents (RFC 9457) with a stable `code`. Results keep NaN and infinities as
+`{"$float": "NaN"}`, which JSON has no number for."""
+
+
+def openapi_document(manifest: Manifest, *, version: str) -> dict[str, Any]:
+    """Return the OpenAPI document of a server that serves `manifest`."""
+    components = Components(dict(COMMON_SCHEMAS))
+    paths: dict[str, Any] = {}
+    for service in manifest.services:
+        for endpoint in service.endpoints:
+            paths[f"/v1/{service.name}/{endpoint.name}"] = {"post": _operation(service, endpoint, components)}
+    paths.update(FIXED_PATHS)
+    return {
+        "openapi": "3.1.0",
+        "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
+        "info": {"title": "Dask Fleet", "version": version, "description": _TEXT},
+        "tags": [
+            *({"name": service.name, "description": service.doc} for service in manifest.services),
+            {"name": "jobs", "description": "Look at jobs, wait for them, fetch results, cancel and retry."},
+            {"name": "server", "description": "What this server serves, and how it is."},
+        ],
+        "security": [{"bearer": []}, {"cookie": []}],
+        "paths": paths,
+        "components": {
+            "schemas": components.schemas,
+            "parameters": COMMON_PARAMETERS,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "description": "The token in the server's data folder."},
+                "cookie": {
+                    "type": "apiKey",
+                    "in": "cookie",
+                    "name": COOKIE_NAME,
+                    "description": "A browser's session. Requests that change something must come from the server's pages.",
+                },
+            },
+        },
+    }
+
+
+def _operation(service: ServiceManifest, endpoint: EndpointManifest, components: Components) -> dict[str, Any]:
+    prefix = f"{service.name}.{endpoint.name}"
+    body = components.add(f"{prefix}.Parameters", endpoint.parameters)
+    result: dict[str, Any] = {}
+    if endpoint.result_schema is not None:
+        result = components.add(f"{prefix}.Result", endpoint.result_schema, tagged_floats=True)
+    summary, _, rest = endpoint.doc.strip().partition("\n")
+    required = bool(endpoint.parameters.get("required"))
+    return {
+        "operationId": f"{service.name}_{endpoint.name}",
+        "tags": [service.name],
+        "summary": summary,
+        "description": f"{rest.strip()}\n\n{_policy_text(endpoint)}".strip(),
+        "parameters": [
+            ref("parameters", name)
+            for name in ("Refresh", "Prefer", "FleetPriority", "FleetDeadline", "FleetTags", "IdempotencyKey")
+        ],
+        "requestBody": {"required": required, "content": json_content(body)},
+        "responses": {
+            **job_responses(result, states=(200, 202)),
+            **problems(400, 401, 403, 413, 415, 421, 422, 429, 500, 503),
+        },
+    }
+
+
+def _policy_text(endpoint: EndpointManifest) -> str:
+    policy = endpoint.policy
+    kept = f"Results are kept {duration(policy.cache_s)}" if policy.pure else "Each call is a job of its own"
+    again = f", run again up to {policy.retries} times if it raises" if policy.retries else ""
+    return f"Returns: {endpoint.returns}. {kept}; an attempt may take {duration(policy.timeout_s)}{again}."
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people say it: ``30 d``, ``2 min``, ``1.5 s``."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds:g} s"

@@ -1,0 +1,19 @@
+"""All routes but the hot path, in one list."""
+
+from __future__ import annotations
+
+from starlette.routing import BaseRoute
+
+from dask_fleet.controller.controller import Controller
+from dask_fleet.server import routes_events, routes_jobs, routes_meta, routes_results
+from dask_fleet.server.signin import SignIn
+
+
+def all_routes(controller: Controller, *, sign_in: SignIn, needs_agent: bool) -> list[BaseRoute]:
+    """Return every route of the router; calls of endpoints do not pass through it."""
+    return [
+        *routes_jobs.routes(controller),
+        *routes_results.routes(controller),
+        *routes_events.routes(controller),
+        *routes_meta.routes(controller, sign_in=sign_in, needs_agent=needs_agent),
+    ]

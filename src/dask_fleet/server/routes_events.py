@@ -1,0 +1,129 @@
+"""``/v1/jobs/{id}/events``: a job's story as server-sent events, resumed exactly, with progress in between."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from dask_fleet.controller.controller import Controller
+from dask_fleet.model.errors import BadRequest, CapacityError, NotFound
+from dask_fleet.model.jobs import EventRecord, JobRecord
+from dask_fleet.model.states import EventKind
+from dask_fleet.protocol.frames import Progress
+from dask_fleet.server.auth import Scope, principal_of, require
+from dask_fleet.server.documents import rfc3339
+from dask_fleet.server.methods import Methods
+from dask_fleet.server.query import query_of
+from dask_fleet.server.streaming import Streamed
+
+PING_S = 15.0
+"""A comment so often keeps proxies from closing a silent stream, and tells us that a client has gone."""
+MAX_STREAMS = 1_000
+RECONNECT_MS = 2_000
+
+_TERMINAL_KINDS = frozenset({EventKind.SUCCEEDED, EventKind.FAILED, EventKind.CANCELLED, EventKind.EXPIRED})
+_EVENT_ID = re.compile(r"[0-9]{1,18}\Z")
+_PAGE = 1_000
+_PING = b": ping\n\n"
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "X-Accel-Buffering": "no",  # nginx would hold events back otherwise
+}
+
+
+def routes(controller: Controller) -> list[BaseRoute]:
+    """Return the route of event streams."""
+    return [Route("/v1/jobs/{job_id}/events", Methods(GET=_Events(controller).stream))]
+
+
+def event_bytes(event: EventRecord) -> bytes:
+    """Return an event of the ledger as the stream has it."""
+    data = {
+        "event_id": event.event_id,
+        "run": event.run,
+        "attempt": event.attempt,
+        "kind": event.kind.value,
+        "at": rfc3339(event.at_us),
+        "data": event.data,
+    }
+    return b"event: %s\nid: %d\ndata: %s\n\n" % (event.kind.encode(), event.event_id, msgspec.json.encode(data))
+
+
+def progress_bytes(progress: Progress) -> bytes:
+    """Return progress as the stream has it: without an id, since nothing of it is kept to resume from."""
+    data = {
+        "run": progress.run,
+        "attempt": progress.attempt,
+        "done": progress.done,
+        "total": progress.total,
+        "text": progress.text,
+    }
+    return b"event: progress\ndata: %s\n\n" % msgspec.json.encode(data)
+
+
+def resume_after(request: Request) -> int:
+    """Return the id of the last event that the caller has seen, 0 if none.
+
+    Raises
+    ------
+    BadRequest
+        If ``Last-Event-ID`` or ``?after=`` is no event id.
+    """
+    query = query_of(request, {"after"})
+    # The header is the newer one: a browser repeats the URL it was given, and adds the header when it comes back.
+    text = request.headers.get("last-event-id") or query.get("after") or "0"
+    if not _EVENT_ID.match(text):
+        raise BadRequest("Last-Event-ID (or ?after=) must be the id of an event: a whole number")
+    return int(text)
+
+
+class _Events:
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._open = 0
+
+    async def stream(self, request: Request) -> Response:
+        principal = principal_of(request)
+        require(principal, Scope.READ)
+        after = resume_after(request)
+        job = await self._controller.find(request.path_params["job_id"], principal.tenant)
+        if after and job.state.is_terminal and not await self._controller.ledger.events(job.seq, after=after, limit=1):
+            # All has been told. 204 is what makes a browser's EventSource stop coming back (HTML, section 9.2).
+            return Response(status_code=204, headers=_HEADERS)
+        if self._open >= MAX_STREAMS:
+            raise CapacityError(f"{MAX_STREAMS} event streams are open; poll the job with ?wait= instead", retry_after_s=5)
+        return Streamed(self._pieces(job, after), headers=_HEADERS, media_type="text/event-stream")
+
+    async def _pieces(self, job: JobRecord, after: int) -> AsyncGenerator[bytes, None]:
+        self._open += 1
+        try:
+            with self._controller.subscribe(job.seq) as subscription:
+                yield b"retry: %d\n\n" % RECONNECT_MS
+                last_kind: EventKind | None = None
+                shown: Progress | None = None
+                while True:
+                    try:
+                        # Read before the events: what it says is in them by then, so its end is the story's end.
+                        job = await self._controller.find(job.job_id, job.tenant)
+                    except NotFound:
+                        return
+                    while page := await self._controller.ledger.events(job.seq, after=after, limit=_PAGE):
+                        for event in page:
+                            after, last_kind = event.event_id, event.kind
+                            yield event_bytes(event)
+                    if job.state.is_terminal and (last_kind is None or last_kind in _TERMINAL_KINDS):
+                        return
+                    progress = self._controller.progress_of(job.seq)
+                    if progress is not None and progress is not shown:
+                        shown = progress
+                        yield progress_bytes(progress)
+                    if not await subscription.next(PING_S):
+                        yield _PING
+        finally:
+            self._open -= 1
