@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 GRACE_S = 5.0
 """Beyond the agent's own orphan time-out: it has surely killed its workers when we run their attempts again."""
 
+_CLAIM_RECHECK_S = 0.1
+"""Longer than a commit: after that, a claim that was under way for an agent now dead can be seen."""
+
 
 class Sessions:
     """The server's side of the protocol with agents."""
@@ -92,7 +95,8 @@ class Sessions:
             job = self._dispatcher.by_seq.get(ref.seq)
             if job is None or job.attempt != ref.attempt or job.state is not RunState.RUNNING:
                 handle.send(Cancel(ref.seq, ref.run, ref.attempt, 0.0))  # a zombie: its outcome will be refused
-            elif (ref.seq, ref.attempt) not in handle.held and job.agent == handle.agent_id:
+            elif (ref.seq, ref.attempt) not in handle.held and agent_name(job.agent or "") == handle.name:
+                # Its own, or its predecessor's: what that one had spooled, this one delivers, or it is lost with this one.
                 handle.held[ref.seq, ref.attempt] = HeldAttempt(seq=ref.seq, run=ref.run, attempt=ref.attempt)
         for key, held in list(handle.held.items()):
             job = self._dispatcher.by_seq.get(held.seq)
@@ -184,4 +188,11 @@ class Sessions:
                 self._spawn(
                     self._outcomes.lose(handle, held.seq, held.run, held.attempt, message), f"lose-{held.seq}-{held.attempt}"
                 )
-        self._agents.forget(handle)
+            else:
+                del handle.held[key]  # its successor's now
+        if handle.reserved:
+            # A claim for it is on its way into the ledger; what comes of it is lost too, so look again.
+            loop = asyncio.get_running_loop()
+            self._deadlines[handle.agent_id] = loop.call_later(_CLAIM_RECHECK_S, self._gone, handle)
+        else:
+            self._agents.forget(handle)

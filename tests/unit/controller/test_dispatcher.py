@@ -1,0 +1,261 @@
+"""Queued runs get free slots: in order, at their time, and never twice."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.unit.controller.rig import Rig, outcome, run
+
+from dask_fleet.model.errors import Draining, LedgerUnavailable, QueueFull
+from dask_fleet.model.failure import Cause
+from dask_fleet.model.jobs import Accepted, JobRecord, NewRun
+from dask_fleet.model.states import AttemptState, RunState
+
+
+@run
+async def test_with_a_free_slot_a_call_is_claimed_as_it_is_accepted() -> None:
+    async with Rig() as rig:
+        side = rig.agent()
+        job = await rig.submit()
+        assert (job.state, job.attempt, side.attempts()) == (RunState.RUNNING, 1, [(job.seq, 1)])
+
+
+@run
+async def test_no_more_attempts_than_slots() -> None:
+    async with Rig() as rig:
+        side = rig.agent(slots=2)
+        jobs = [await rig.submit(str(number)) for number in range(5)]
+        assert len(side.attempts()) == 2
+        for done, job in enumerate(jobs[:3], start=1):
+            await side.deliver(outcome(job))
+            assert len(side.attempts()) == 2 + done
+            assert side.handle.free == 0
+        assert [seq for seq, _ in side.attempts()] == [job.seq for job in jobs]
+
+
+@run
+async def test_a_new_call_does_not_pass_those_that_wait() -> None:
+    async with Rig() as rig:
+        first = await rig.submit("first")
+        side = rig.agent(ready=False)
+        second = await rig.submit("second")
+        assert second.state is RunState.QUEUED
+        side.ready()
+        await rig.settle()
+        assert side.attempts() == [(first.seq, 1)]
+
+
+@run
+async def test_priority_first_then_users_in_turn() -> None:
+    async with Rig() as rig:
+        for number in range(2):
+            await rig.submit(f"ada {number}", user="ada")
+        await rig.submit("bob", user="bob")
+        await rig.submit("urgent", user="ada", priority=5)
+        side = rig.agent(slots=4)
+        await rig.settle()
+        assert [seq for seq, _ in side.attempts()] == [4, 3, 1, 2]  # ada has just had a turn
+
+
+@run
+async def test_the_agent_with_most_free_slots_gets_it() -> None:
+    async with Rig() as rig:
+        small, large = rig.agent("small-a", slots=1), rig.agent("large-a", slots=3)
+        for number in range(3):
+            await rig.submit(str(number))
+        assert (len(small.attempts()), len(large.attempts())) in {(0, 3), (1, 2)}
+        await rig.submit("last")
+        assert (len(small.attempts()), len(large.attempts())) == (1, 3)
+
+
+@run
+async def test_a_retry_waits_for_its_back_off() -> None:
+    async with Rig() as rig:
+        side = rig.agent()
+        job = await rig.submit(policy={"retries": 1})
+        await side.deliver(outcome(job, AttemptState.FAILED, cause=Cause.EXCEPTION))
+        waiting = await rig.job(job)
+        assert waiting.state is RunState.QUEUED
+        assert 0.5 <= (waiting.not_before_us - rig.clock.now_us()) / 1e6 <= 1.0
+        assert "back-off" in (rig.controller.waiting_for(waiting) or "")
+        await rig.advance((waiting.not_before_us - rig.clock.now_us()) / 1e6 - 0.001)
+        assert len(side.attempts()) == 1
+        await rig.advance(0.001)
+        assert side.attempts() == [(job.seq, 1), (job.seq, 2)]
+        await side.deliver(outcome(job, AttemptState.FAILED, attempt=2, cause=Cause.EXCEPTION))
+        assert (await rig.job(job)).state is RunState.FAILED
+
+
+@run
+async def test_a_deadline_ends_what_still_waits() -> None:
+    async with Rig() as rig:
+        job = await rig.submit(deadline_us=rig.clock.now_us() + 2_000_000)
+        await rig.advance(1.999)
+        assert (await rig.job(job)).state is RunState.QUEUED
+        await rig.advance(0.001)
+        assert (await rig.job(job)).state is RunState.EXPIRED
+        side = rig.agent()
+        await rig.settle()
+        assert side.attempts() == []
+
+
+@run
+async def test_a_deadline_does_not_end_what_runs() -> None:
+    async with Rig() as rig:
+        side = rig.agent()
+        job = await rig.submit(deadline_us=rig.clock.now_us() + 2_000_000)
+        await rig.advance(5)
+        await side.deliver(outcome(job))
+        assert (await rig.job(job)).state is RunState.SUCCEEDED
+
+
+@run
+async def test_a_cancelled_run_is_not_started() -> None:
+    async with Rig() as rig:
+        one, two = await rig.submit("one"), await rig.submit("two")
+        cancelled = await rig.controller.cancel(one, "bob")
+        assert (cancelled.state, cancelled.cancel_requested_by) == (RunState.CANCELLED, "bob")
+        side = rig.agent(slots=2)
+        await rig.settle()
+        assert side.attempts() == [(two.seq, 1)]
+
+
+@run
+async def test_the_slot_of_a_refused_claim_is_given_back() -> None:
+    async with Rig() as rig:
+        one = await rig.submit("one")
+        await rig.ledger.request_cancel(one.seq, 1, by="bob")  # behind the dispatcher's back
+        side = rig.agent()
+        await rig.settle()
+        assert (side.attempts(), side.handle.free) == ([], 1)
+
+
+@run
+async def test_a_claim_waits_for_a_ledger_that_cannot_be_written() -> None:
+    async with Rig() as rig:
+        job = await rig.submit()
+        claim = rig.ledger.claim
+        refused = 0
+
+        async def full(seq: int, run: int, *, agent: str) -> JobRecord | None:
+            nonlocal refused
+            if refused == 0:
+                refused += 1
+                raise LedgerUnavailable("the disk is full")
+            return await claim(seq, run, agent=agent)
+
+        rig.ledger.claim = full  # type: ignore[method-assign]
+        side = rig.agent()
+        await rig.settle()
+        assert (side.attempts(), side.handle.free) == ([], 1)
+        await rig.advance(0.5)
+        assert side.attempts() == [(job.seq, 1)]
+
+
+@run
+async def test_the_slot_of_a_call_that_could_not_be_accepted_is_given_back() -> None:
+    async with Rig() as rig:
+        side = rig.agent()
+        accept = rig.ledger.accept
+
+        async def full(new: NewRun, *, claim_for: str | None = None) -> Accepted:
+            raise LedgerUnavailable("the disk is full")
+
+        rig.ledger.accept = full  # type: ignore[method-assign]
+        with pytest.raises(LedgerUnavailable):
+            await rig.submit()
+        rig.ledger.accept = accept  # type: ignore[method-assign]
+        assert side.handle.free == 1
+        assert (await rig.submit()).state is RunState.RUNNING
+
+
+@run
+async def test_equal_calls_at_once_are_one_write_and_one_start() -> None:
+    async with Rig() as rig:
+        side = rig.agent(slots=5)
+        writes = 0
+        accept = rig.ledger.accept
+
+        async def slow(new: NewRun, *, claim_for: str | None = None) -> Accepted:
+            nonlocal writes
+            writes += 1
+            await rig.settle()
+            return await accept(new, claim_for=claim_for)
+
+        rig.ledger.accept = slow  # type: ignore[method-assign]
+        jobs = await asyncio.gather(*(rig.submit() for _ in range(100)))
+        assert ({job.seq for job in jobs}, writes) == ({1}, 1)
+        assert side.attempts() == [(1, 1)]
+
+
+@run
+async def test_a_caller_that_goes_away_leaves_a_whole_job() -> None:
+    async with Rig() as rig:
+        side = rig.agent()
+        caller = asyncio.create_task(rig.submit(), name="caller")
+        await asyncio.sleep(0)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        await rig.settle()
+        assert side.attempts() == [(1, 1)]
+
+
+@run
+async def test_past_its_limit_the_queue_refuses_and_stores_nothing() -> None:
+    async with Rig(max_queued=1) as rig:
+        await rig.submit("one")
+        with pytest.raises(QueueFull) as caught:
+            await rig.submit("two")
+        assert caught.value.retry_after_s
+        assert (await rig.ledger.counts())["queued"] == 1
+        assert (await rig.submit("one")).seq == 1  # known: it joins
+
+
+@run
+async def test_draining_starts_nothing_and_takes_nothing() -> None:
+    async with Rig() as rig:
+        side = rig.agent()
+        running, queued = await rig.submit("one"), await rig.submit("two")
+        drain = asyncio.create_task(rig.controller.drain(30), name="drain")
+        await rig.settle()
+        with pytest.raises(Draining):
+            await rig.submit("three")
+        assert "shutting down" in (rig.controller.waiting_for(queued) or "")
+        assert not drain.done()
+        await side.deliver(outcome(running))
+        await drain
+        assert side.attempts() == [(running.seq, 1)]
+        assert (await rig.job(queued)).state is RunState.QUEUED
+
+
+@run
+async def test_a_waiting_run_says_what_for() -> None:
+    async with Rig() as rig:
+        job = await rig.submit("one")
+        assert rig.controller.waiting_for(job) == "an agent: none is connected"
+        side = rig.agent(ready=False)
+        assert "workers are starting" in (rig.controller.waiting_for(job) or "")
+        side.ready("v0")
+        assert "the agents have v0" in (rig.controller.waiting_for(job) or "")
+        side.ready()
+        await rig.settle()
+        other = await rig.submit("two")
+        assert rig.controller.waiting_for(other) == "a slot: all 1 are busy"
+        assert rig.controller.waiting_for(await rig.job(job)) is None
+
+
+@run
+async def test_every_unfinished_job_is_taken_up_at_start() -> None:
+    first = Rig()
+    async with first as rig:
+        for number in range(3):
+            await rig.submit(str(number))
+        late = await rig.submit("deadline", deadline_us=rig.clock.now_us() + 1_000_000)
+    async with Rig(ledger=first.ledger, clock=first.clock) as rig:
+        await rig.advance(2)
+        assert (await rig.job(late)).state is RunState.EXPIRED
+        side = rig.agent(slots=5)
+        await rig.settle()
+        assert side.attempts() == [(1, 1), (2, 1), (3, 1)]
