@@ -1,0 +1,58 @@
+"""The event loop of a worker process, for endpoint functions that are ``async``. Started by the first of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+
+class EventLoopThread:
+    """An asyncio loop in a daemon thread. While a function awaits, it holds no thread of the pool."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def run(
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        context: contextvars.Context,
+        *,
+        name: str,
+        done: Callable[[asyncio.Task[Any]], None],
+    ) -> Callable[[], None]:
+        """Run `coroutine` in `context`; `done` is called on the loop's thread and must not block it.
+
+        Returns a function that cancels it, callable from any thread.
+        """
+        loop = self._ensure()
+        started: list[asyncio.Task[Any]] = []
+        cancelled = False
+
+        def begin() -> None:
+            task = loop.create_task(coroutine, name=name, context=context)
+            started.append(task)
+            self._tasks.add(task)  # the loop itself holds tasks only weakly
+            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(done)
+            if cancelled:
+                task.cancel()
+
+        def cancel() -> None:
+            nonlocal cancelled
+            cancelled = True
+            loop.call_soon_threadsafe(lambda: [task.cancel() for task in started])
+
+        loop.call_soon_threadsafe(begin)
+        return cancel
+
+    def _ensure(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="event-loop", daemon=True).start()
+            return self._loop

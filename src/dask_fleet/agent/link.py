@@ -1,0 +1,204 @@
+"""The way home: finds the server, stays connected, comes back after it was away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import ssl
+from collections.abc import Callable
+from enum import Enum
+from urllib.parse import urlsplit
+
+from dask_fleet.agent.connection import Connection, Refused
+from dask_fleet.agent.options import AgentOptions
+from dask_fleet.protocol.frames import HEARTBEAT_S, AgentFrame, Heartbeat, Hello, ServerFrame, Welcome
+
+log = logging.getLogger(__name__)
+
+AGENTS_PATH = "/v1/agents"
+_CONNECT_TIMEOUT_S = 10.0
+_FIRST_BACKOFF_S = 0.05
+_MAX_BACKOFF_S = 2.0
+_LOOK_S = 0.05
+"""How often a changed server file is looked for while waiting: a server that is just starting is found at once."""
+_SILENCE_S = 45.0
+"""A server that sends nothing for so long, pings unanswered, is as good as away."""
+_PING_EVERY = 3
+"""Heartbeats between pings."""
+
+
+class Ending(Enum):
+    """Why the link has given up."""
+
+    ORPHANED = "orphaned"
+    REFUSED = "refused"
+
+
+class Link:
+    """Keeps one connection to the server.
+
+    Parameters
+    ----------
+    hello
+        Makes the first frame of each connection.
+    on_welcome, on_frames, on_lost
+        Called on the event loop: when the server has answered, for frames after that, and when the connection is gone.
+    free
+        Number of free slots, for heartbeats.
+    """
+
+    def __init__(
+        self,
+        options: AgentOptions,
+        *,
+        hello: Callable[[], Hello],
+        on_welcome: Callable[[Welcome], None],
+        on_frames: Callable[[list[ServerFrame]], None],
+        on_lost: Callable[[], None],
+        free: Callable[[], int],
+    ) -> None:
+        self._options = options
+        self._hello = hello
+        self._on_welcome = on_welcome
+        self._on_frames = on_frames
+        self._on_lost = on_lost
+        self._free = free
+        self._connection: Connection | None = None
+        self._welcomed = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether the server has welcomed us on the present connection."""
+        return self._welcomed
+
+    def send(self, frame: AgentFrame) -> None:
+        """Send a frame if connected, else drop it: what must not be lost waits in the outbox."""
+        if self._welcomed and self._connection is not None:
+            self._connection.send(frame)
+
+    async def run(self) -> Ending:
+        """Stay connected until the server refuses us or has been away for ``orphan_timeout_s``."""
+        loop = asyncio.get_running_loop()
+        last_seen = loop.time()
+        backoff = _FIRST_BACKOFF_S
+        while True:
+            stamp = self._stamp()
+            try:
+                connection = await self._connect()
+            except Refused as exc:
+                if exc.is_final:
+                    log.warning(
+                        "the server refuses this agent's token (%d): put a token with the scope 'agent' into %s and "
+                        "start the agent again",
+                        exc.status,
+                        self._options.token_file,
+                        extra={"action": "refused"},
+                    )
+                    return Ending.REFUSED
+                log.info("no server yet: %s", exc)
+            except (OSError, ValueError, TimeoutError) as exc:
+                log.debug("no server yet: %s", exc)
+            else:
+                why = await self._stay(connection)
+                log.warning("connection lost: %s", why, extra={"action": "disconnected", "why": why})
+                if self._welcomed:
+                    self._welcomed = False
+                    last_seen, backoff = loop.time(), _FIRST_BACKOFF_S
+                    self._on_lost()
+            if loop.time() - last_seen >= self._options.orphan_timeout_s:
+                log.warning("no server for %g s: ending", self._options.orphan_timeout_s, extra={"action": "orphaned"})
+                return Ending.ORPHANED
+            await self._pause(backoff * random.uniform(0.5, 1.0), stamp)
+            backoff = min(_MAX_BACKOFF_S, backoff * 1.6)
+
+    def close(self, reason: str) -> None:
+        """Close the connection there is; what was sent in this turn still leaves."""
+        if self._connection is not None:
+            self._connection.close(reason)
+
+    async def _connect(self) -> Connection:
+        """Open a websocket; raises `Refused`, OSError, TimeoutError or ValueError (an unusable server file)."""
+        loop = asyncio.get_running_loop()
+        parts = urlsplit(self._server_url())
+        secure = parts.scheme == "https"
+        host, port = parts.hostname, parts.port or (443 if secure else 80)
+        if parts.scheme not in {"http", "https"} or host is None:
+            raise ValueError(f"not a server's URL: {parts.geturl()!r}")
+        uri = f"{'wss' if secure else 'ws'}://{parts.netloc}{parts.path.rstrip('/')}{AGENTS_PATH}"
+        # A small local file, read once a connect: not worth a thread.
+        token = self._options.token_file.read_text().strip()
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            _, connection = await loop.create_connection(
+                lambda: Connection(uri, token, self._receive),
+                host,
+                port,
+                ssl=ssl.create_default_context() if secure else None,
+            )
+            try:
+                await connection.open
+            except BaseException:
+                connection.abort("not opened")
+                raise
+        return connection
+
+    async def _stay(self, connection: Connection) -> str:
+        """Say hello and beat until the connection is gone; returns why it went."""
+        loop = asyncio.get_running_loop()
+        self._connection = connection
+        try:
+            connection.send(self._hello())
+            beats = 0
+            while not connection.closed.done():
+                await asyncio.wait([connection.closed], timeout=HEARTBEAT_S)
+                beats += 1
+                if not self._welcomed and beats * HEARTBEAT_S > _CONNECT_TIMEOUT_S:
+                    connection.abort("the server did not answer the hello")
+                elif loop.time() - connection.heard_at > _SILENCE_S:
+                    connection.abort("the server has gone silent")
+                elif self._welcomed:
+                    connection.send(Heartbeat(self._free()))
+                    if beats % _PING_EVERY == 0:
+                        connection.ping()
+            return connection.closed.result()
+        finally:
+            self._connection = None
+            connection.abort("left")
+
+    def _receive(self, frames: list[ServerFrame]) -> None:
+        if not self._welcomed and frames and isinstance(frames[0], Welcome):
+            self._welcomed = True
+            self._on_welcome(frames[0])
+            frames = frames[1:]
+        if self._welcomed:
+            self._on_frames(frames)
+
+    def _server_url(self) -> str:
+        if self._options.server is not None:
+            return self._options.server
+        assert self._options.server_file is not None
+        document = json.loads(self._options.server_file.read_bytes())
+        url = document.get("url") if isinstance(document, dict) else None
+        if not isinstance(url, str):
+            raise ValueError(f"{self._options.server_file} has no url")  # noqa: TRY004 - the content is bad, not a type
+        return url
+
+    def _stamp(self) -> tuple[int, int]:
+        """What tells that the server file was written anew."""
+        if self._options.server_file is None:
+            return (0, 0)
+        try:
+            found = self._options.server_file.stat()
+        except OSError:
+            return (0, 0)
+        return (found.st_mtime_ns, found.st_ino)
+
+    async def _pause(self, delay_s: float, stamp: tuple[int, int]) -> None:
+        """Wait, but no longer than until the server file is written anew."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + delay_s
+        while (rest := until - loop.time()) > 0:
+            await asyncio.sleep(min(_LOOK_S, rest))
+            if self._stamp() != stamp:
+                return

@@ -1,0 +1,210 @@
+"""The agent process: puts its parts together and runs until told, refused or orphaned."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+from dask_fleet.agent.link import Ending, Link
+from dask_fleet.agent.lock import AgentLock
+from dask_fleet.agent.options import AgentOptions, parse_arguments
+from dask_fleet.agent.outbox import Outbox
+from dask_fleet.agent.supervisor import Supervisor
+from dask_fleet.agent.worker_process import SECRETS
+from dask_fleet.agent.workers import Launcher
+from dask_fleet.model.errors import SetupError
+from dask_fleet.model.ids import random_id
+from dask_fleet.protocol.frames import (
+    PROTOCOL_VERSION,
+    Ack,
+    Cancel,
+    Hello,
+    Outcome,
+    ServerFrame,
+    Shutdown,
+    Start,
+    Welcome,
+)
+
+log = logging.getLogger(__name__)
+
+SIGNAL_DRAIN_S = 5.0
+"""What SIGTERM and Ctrl-C give running attempts; the server's `Shutdown` says its own."""
+_ACK_S = 2.0
+"""How long the last outcomes may take to be acknowledged; what is not goes to disk."""
+_PACKAGES = ("dask", "distributed", "numpy", "pandas", "pyarrow", "msgpack", "cloudpickle")
+
+
+class Agent:
+    """The parts of one agent, wired together."""
+
+    def __init__(self, options: AgentOptions, outbox: Outbox) -> None:
+        self._options = options
+        self._id = random_id(options.name)
+        self._outbox = outbox
+        self._launcher = Launcher(name=options.name, nthreads=options.nthreads, spool=options.spool)
+        self._supervisor = Supervisor(
+            launcher=self._launcher,
+            nworkers=options.nworkers,
+            nthreads=options.nthreads,
+            report=lambda frame: self._link.send(frame),  # noqa: PLW0108 - the link is made below
+            deliver=self._deliver,
+            discard=outbox.discard_spool,
+        )
+        self._link = Link(
+            options,
+            hello=self._hello,
+            on_welcome=self._on_welcome,
+            on_frames=self._on_frames,
+            on_lost=outbox.disconnected,
+            free=lambda: self._supervisor.free,
+        )
+        self._told_to_end: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._acknowledged = asyncio.Event()
+
+    async def run(self) -> int:
+        """Run until the end; returns the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end_in, SIGNAL_DRAIN_S)
+        link = asyncio.create_task(self._link.run(), name="link")
+        parts: list[asyncio.Future[Any]] = [link, self._told_to_end]
+        try:
+            self._supervisor.begin()
+            await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            if link.done():
+                return 0 if link.result() is Ending.ORPHANED else 1
+            await self._end(self._told_to_end.result(), link)
+            return 0
+        finally:
+            await self._supervisor.close()
+            link.cancel()
+            await asyncio.gather(link, return_exceptions=True)
+            await asyncio.to_thread(self._launcher.close)
+
+    def _end_in(self, drain_s: float) -> None:
+        """Begin to end; asked a second time, the drain is cut short."""
+        if not self._told_to_end.done():
+            self._told_to_end.set_result(drain_s)
+        else:
+            self._supervisor.abandon("its agent was shut down")
+
+    async def _end(self, drain_s: float, link: asyncio.Task[Ending]) -> None:
+        log.info("ending", extra={"action": "shutdown", "drain_s": drain_s})
+        await self._supervisor.drain(drain_s)
+        await self._supervisor.close()
+        try:
+            async with asyncio.timeout(_ACK_S):
+                while len(self._outbox) and self._link.connected:
+                    self._acknowledged.clear()
+                    await self._acknowledged.wait()
+        except TimeoutError:
+            log.warning("outcomes unacknowledged", extra={"action": "unacknowledged", "outcomes": len(self._outbox)})
+        self._link.close("the agent ends")
+        await asyncio.wait([link], timeout=0.5)
+
+    # ------------------------------------------------------------------ frames
+
+    def _hello(self) -> Hello:
+        return Hello(
+            PROTOCOL_VERSION,
+            self._id,
+            self._options.name,
+            os.getpid(),
+            self._options.slots,
+            self._outbox.ledger_id,
+            self._supervisor.held() + self._outbox.refs(),
+            ".".join(str(part) for part in sys.version_info[:3]),
+            _package_versions(),
+        )
+
+    def _on_welcome(self, welcome: Welcome) -> None:
+        if not self._outbox.welcomed(welcome.ledger_id):
+            self._supervisor.abandon("the server has another ledger", report=False)
+        for outcome in self._outbox.outcomes():
+            self._link.send(outcome)
+        self._supervisor.welcome(welcome)
+        log.info("connected", extra={"action": "connected", "ledger_id": welcome.ledger_id})
+
+    def _on_frames(self, frames: list[ServerFrame]) -> None:
+        for frame in frames:
+            if isinstance(frame, Start):
+                if (frame.seq, frame.attempt) not in self._outbox:
+                    self._supervisor.start(frame)
+            elif isinstance(frame, Ack):
+                self._outbox.acknowledge(frame.seq, frame.attempt)
+                self._acknowledged.set()
+            elif isinstance(frame, Cancel):
+                # One that has ended already: its outcome is on the way, and that is the answer.
+                if (frame.seq, frame.attempt) not in self._outbox:
+                    self._supervisor.cancel(frame)
+            elif isinstance(frame, Shutdown):
+                self._end_in(frame.drain_s)
+            else:
+                self._on_welcome(frame)
+
+    def _deliver(self, outcome: Outcome) -> None:
+        self._outbox.add(outcome)
+        self._link.send(outcome)
+
+
+def run(options: AgentOptions) -> int:
+    """Run an agent in this process until it ends; returns the exit code.
+
+    0: told to end, or orphaned. 1: refused by the server, or another agent works in the same folder.
+    """
+    for name in SECRETS:
+        os.environ.pop(name, None)  # nothing this process starts shall inherit a token
+    for folder in (options.data_dir, options.spool):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = AgentLock(options.data_dir)
+    try:
+        lock.acquire()
+    except SetupError as exc:
+        log.critical("%s", exc.detail)
+        return exc.exit_code
+    outbox = Outbox(options.data_dir / "agent-outbox", options.spool)
+    try:
+        outbox.load()
+        with asyncio.Runner(loop_factory=_event_loop) as runner:
+            return runner.run(_main(options, outbox))
+    finally:
+        outbox.close()
+        lock.release()
+
+
+async def _main(options: AgentOptions, outbox: Outbox) -> int:
+    return await Agent(options, outbox).run()
+
+
+def _event_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
+
+
+def _package_versions() -> dict[str, str]:
+    """Return the versions of what shapes results here, without importing any of it."""
+    found: dict[str, str] = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``python -m dask_fleet.agent``."""
+    options = parse_arguments(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    return run(options)

@@ -1,0 +1,79 @@
+"""What an agent is told at its start."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_ORPHAN_TIMEOUT_S = 60.0
+"""Long enough for a server to be upgraded or to restart after a crash; short enough that no host runs for nobody."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AgentOptions:
+    """Settings of one agent process. Exactly one of `server` and `server_file` names the server."""
+
+    token_file: Path
+    """File with the agent's token (never the token itself: command lines are readable by everyone on the host)."""
+    data_dir: Path
+    """Holds the lock, the spool folder and the outbox."""
+    server: str | None = None
+    """Base URL, such as ``http://127.0.0.1:8000``."""
+    server_file: Path | None = None
+    """JSON file with a member ``url``; read again at every connect, so that a server may come back on another port."""
+    name: str = "local"
+    """For people; the agent's id begins with it."""
+    nworkers: int = 1
+    """Worker processes."""
+    nthreads: int = 1
+    """Threads of each, that is attempts it runs at once."""
+    orphan_timeout_s: float = DEFAULT_ORPHAN_TIMEOUT_S
+    """How long running attempts survive without a server."""
+
+    def __post_init__(self) -> None:
+        if (self.server is None) == (self.server_file is None):
+            raise ValueError("give the agent exactly one of server and server_file")
+        if self.nworkers < 1 or self.nthreads < 1:
+            raise ValueError("nworkers and nthreads must be at least 1")
+        if self.orphan_timeout_s < 0:
+            raise ValueError("orphan_timeout_s must not be negative")
+
+    @property
+    def slots(self) -> int:
+        """Attempts that can run at once."""
+        return self.nworkers * self.nthreads
+
+    @property
+    def spool(self) -> Path:
+        """Folder of results too large to travel inline."""
+        return self.data_dir / "spool"
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> AgentOptions:
+    """Return the options of a command line (``python -m dask_fleet.agent --help`` lists them); exits with 2 if it is bad."""
+    parser = argparse.ArgumentParser(prog="python -m dask_fleet.agent", description="The agent of Dask Fleet.")
+    home = parser.add_mutually_exclusive_group(required=True)
+    home.add_argument("--server", help="base URL of the server")
+    home.add_argument("--server-file", type=Path, help="JSON file with the server's url, DATA_DIR/server.json")
+    parser.add_argument("--token-file", type=Path, required=True)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--name", default="local")
+    parser.add_argument("--nworkers", type=int, default=1)
+    parser.add_argument("--nthreads", type=int, default=1)
+    parser.add_argument("--orphan-timeout", type=float, default=DEFAULT_ORPHAN_TIMEOUT_S, metavar="SECONDS")
+    given = parser.parse_args(argv)
+    try:
+        return AgentOptions(
+            server=given.server,
+            server_file=given.server_file,
+            token_file=given.token_file,
+            data_dir=given.data_dir,
+            name=given.name,
+            nworkers=given.nworkers,
+            nthreads=given.nthreads,
+            orphan_timeout_s=given.orphan_timeout,
+        )
+    except ValueError as exc:
+        parser.error(str(exc))

@@ -1,0 +1,42 @@
+"""Imported once by the forkserver, so that every worker process is born with the heavy libraries in shared memory.
+
+Importing them is safe before a fork; *using* some of them (thread pools of polars, numba, scikit-learn) is not, so nothing
+here calls anything.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+
+FORKSERVER_PID = os.getpid()
+"""The forkserver: a worker process whose parent is another process was orphaned before it could ask to die with it."""
+
+_HEAVY = (
+    "msgspec",
+    "pydantic",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "dask.threaded",
+    "dask.array",
+    "dask.dataframe",
+    "distributed",
+    "dask_fleet.agent.worker_process",
+    "dask_fleet.agent.runner",
+)
+
+
+def _preload() -> None:
+    for name in _HEAVY:
+        try:
+            importlib.import_module(name)
+        except Exception:  # noqa: BLE001, S112 - what is absent or broken is the business of the job that imports it
+            continue
+    # What lives now is never freed: out of the collector's sight it stays shared instead of being copied by its marks.
+    gc.collect()
+    gc.freeze()
+
+
+_preload()

@@ -1,0 +1,227 @@
+"""Runs attempts in a worker process: look up, validate, call, encode, report."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import hashlib
+import inspect
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dask_fleet.agent import failures, job_clients
+from dask_fleet.agent.dask_runtime import DaskRuntime, GraphCancelled, is_graph
+from dask_fleet.agent.event_loop import EventLoopThread
+from dask_fleet.agent.pool import PlacePool
+from dask_fleet.codecs.encode import encode
+from dask_fleet.model.errors import InvalidParameters
+from dask_fleet.model.failure import Cause, Failure
+from dask_fleet.model.states import AttemptState
+from dask_fleet.protocol.frames import SPOOL_ABOVE_BYTES, Cancel, Frame, Outcome, Progress, Start
+from dask_fleet.services.context import JobContext
+
+log = logging.getLogger(__name__)
+
+Send = Callable[[Frame], None]
+
+
+class _Running:
+    """One attempt in this process."""
+
+    __slots__ = ("cancel_task", "cancelled", "job", "start")
+
+    def __init__(self, start: Start, report: Callable[[float, float, str], None]) -> None:
+        self.start = start
+        self.cancelled = False
+        self.cancel_task: Callable[[], None] | None = None
+        self.job = JobContext(
+            job_id=start.job_id, attempt=start.attempt, report=report, is_cancelled=self.is_cancelled
+        )
+
+    def is_cancelled(self) -> bool:
+        return self.cancelled
+
+
+class Runner:
+    """All attempts of one worker process. `send` must be callable from any thread."""
+
+    def __init__(self, *, send: Send, pool: PlacePool, spool: Path, worker: str) -> None:
+        self._send = send
+        self._pool = pool
+        self._spool = spool
+        self._worker = worker
+        self._loop = EventLoopThread()
+        self._dask = DaskRuntime(pool)
+        self._endpoints: dict[tuple[str, str, str], Any] = {}
+        self._running: dict[tuple[int, int], _Running] = {}
+        self._clean = contextvars.Context()
+
+    def serve(self, endpoints: dict[tuple[str, str, str], Any]) -> None:
+        """Take the endpoints to run, by service, version and name; called once, before the first attempt."""
+        self._endpoints = endpoints
+        self._dask.install()
+
+    def start(self, start: Start) -> None:
+        """Run an attempt as soon as a place is free."""
+        running = self._running[start.seq, start.attempt] = _Running(start, partial(self._report, start))
+        # Each attempt has a context of its own, so that no context variable of one job is seen by the next.
+        context = self._clean.copy()
+        self._pool.run(partial(context.run, self._call, running, context))
+
+    def cancel(self, cancel: Cancel) -> None:
+        """Ask an attempt to end: `dask_fleet.cancelled` says so from now on, and a coroutine is cancelled."""
+        running = self._running.get((cancel.seq, cancel.attempt))
+        if running is not None:
+            running.cancelled = True
+            if running.cancel_task is not None:
+                running.cancel_task()
+
+    # ------------------------------------------------------------------ the walk of one attempt
+
+    def _call(self, running: _Running, context: contextvars.Context) -> None:
+        start = running.start
+        if running.is_cancelled():
+            self._end(running, AttemptState.CANCELLED)
+            return
+        job_clients.enter_job()
+        running.job.__enter__()  # never left: the context it is entered in ends with the attempt
+        try:
+            endpoint = self._endpoints[start.service, start.version, start.endpoint]
+        except KeyError:
+            self._fail(running, Failure.bounded(Cause.SERVICE_UNAVAILABLE, self._missing(start)))
+            return
+        try:
+            arguments = endpoint.call_arguments(start.params)
+        except InvalidParameters as exc:
+            self._fail(running, failures.of_invalid_parameters(exc))
+            return
+        except BaseException as exc:  # noqa: BLE001 - a validator is user code
+            self._fail(running, failures.of_exception(exc))
+            return
+        try:
+            value = endpoint.function(**arguments)
+        except BaseException as exc:  # noqa: BLE001 - SystemExit and KeyboardInterrupt of user code end the job, not us
+            self._fail(running, failures.of_exception(exc))
+            return
+        if inspect.iscoroutine(value):
+            running.cancel_task = self._loop.run(
+                value, context, name=f"job-{start.seq}", done=partial(self._awaited, running, context)
+            )
+            if running.cancelled:
+                running.cancel_task()
+            return
+        self._finish(running, context, value)
+
+    def _awaited(self, running: _Running, context: contextvars.Context, task: asyncio.Task[Any]) -> None:
+        """On the event loop's thread: hand the rest back to the pool, for encoding may take long."""
+        if task.cancelled():
+            self._fail(running, failures.of_exception(asyncio.CancelledError("the coroutine was cancelled")))
+        elif (exc := task.exception()) is not None:
+            self._fail(running, failures.of_exception(exc))
+        else:
+            # The task still holds its context until this callback is over; a copy can be entered at once.
+            again = context.copy()
+            self._pool.run(partial(again.run, self._finish, running, again, task.result()))
+
+    def _finish(self, running: _Running, context: contextvars.Context, value: object) -> None:
+        if is_graph(value):
+            # The function's place is free again: the graph gets all of them, coordinated by a thread that counts for none.
+            threading.Thread(
+                target=context.copy().run, args=(self._compute, running, value), name=f"graph-{running.start.seq}",
+                daemon=True,
+            ).start()
+            return
+        self._deliver(running, value)
+
+    def _compute(self, running: _Running, value: object) -> None:
+        try:
+            while is_graph(value):
+                value = self._dask.compute(value, report=running.job.progress, is_cancelled=running.is_cancelled)
+        except GraphCancelled:
+            self._end(running, AttemptState.CANCELLED)
+        except BaseException as exc:  # noqa: BLE001 - tasks are user code
+            self._fail(running, failures.of_exception(exc))
+        else:
+            self._deliver(running, value)
+
+    def _deliver(self, running: _Running, value: object) -> None:
+        start = running.start
+        try:
+            encoded = encode(value, max_bytes=start.max_result_bytes)
+            data = encoded.data
+            size = memoryview(data).nbytes
+            if size > start.max_result_bytes:
+                self._fail(running, _too_large(size, start.max_result_bytes))
+                return
+            digest = hashlib.sha256(data).hexdigest()
+            spool: str | None = None
+            body: bytes | None = None
+            if size <= SPOOL_ABOVE_BYTES:
+                body = data if isinstance(data, bytes) else bytes(data)
+            else:
+                spool = self._write_spool(data)
+        except (TypeError, ValueError) as exc:
+            self._fail(running, Failure.bounded(Cause.RESULT_NOT_SERIALIZABLE, str(exc), type=type(exc).__name__))
+        except OSError as exc:
+            self._fail(running, Failure.bounded(Cause.RESULT_STORE_FULL, f"the result could not be written: {exc}"))
+        except BaseException as exc:  # noqa: BLE001 - encoding calls methods of user classes
+            self._fail(running, failures.of_exception(exc))
+        else:
+            self._end(
+                running, AttemptState.SUCCEEDED, media_type=encoded.media_type, digest=digest, size=size, body=body,
+                spool=spool, json=encoded.json,
+            )
+
+    # ------------------------------------------------------------------ reports
+
+    def _fail(self, running: _Running, failure: Failure) -> None:
+        self._end(running, AttemptState.FAILED, failure=failure)
+
+    def _end(self, running: _Running, state: AttemptState, **more: Any) -> None:
+        start = running.start
+        self._running.pop((start.seq, start.attempt), None)
+        running.job.flush()
+        self._send(
+            Outcome(start.seq, start.run, start.attempt, state, self._worker, time.time_ns() // 1000, **more)
+        )
+
+    def _report(self, start: Start, done: float, total: float, text: str) -> None:
+        self._send(Progress(start.seq, start.run, start.attempt, done, total, text))
+
+    def _missing(self, start: Start) -> str:
+        return f"this worker process has not loaded {start.service}.{start.endpoint} of version {start.version}"
+
+    def _write_spool(self, data: bytes | memoryview) -> str:
+        """Write the bytes durably under a fresh name and return it; what cannot be completed is removed."""
+        name = secrets.token_hex(16)
+        path = self._spool / name
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
+                rest = memoryview(data).cast("B")
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            folder = os.open(self._spool, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        return name
+
+
+def _too_large(size: int, limit: int) -> Failure:
+    return Failure.bounded(
+        Cause.RESULT_TOO_LARGE,
+        f"the result has {size:,} bytes, over the endpoint's max_result of {limit:,}; raise max_result or return less",
+    )

@@ -1,0 +1,139 @@
+"""The main of a worker process, forked from the forkserver.
+
+Its main thread only reads frames; attempts run on the threads of the pool, which send their outcomes themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dask_fleet.agent import parentage
+from dask_fleet.protocol.frames import Cancel, Frame, Load, Loaded, Start, Stop, decode_for_worker, encode_prefixed
+
+log = logging.getLogger(__name__)
+
+_RECEIVE_BYTES = 1 << 18
+SECRETS = ("FLEET_TOKEN", "FLEET_TOKEN_FILE")
+"""Variables that user code must not inherit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerOptions:
+    """What a worker process is told when it is forked."""
+
+    name: str
+    nthreads: int
+    spool: Path
+
+
+def main(channel: socket.socket, options: WorkerOptions) -> None:
+    """Serve the agent at the other end of `channel` until it says stop or is gone. Does not return."""
+    _settle()
+    try:
+        _serve(channel, options)
+    except (ConnectionError, EOFError):
+        os._exit(0)  # the agent is gone; so is everyone who could want a result
+    except BaseException:
+        log.exception("the worker process failed")
+        os._exit(70)
+    os._exit(0)  # not sys.exit: threads of user code and its atexit handlers must not hold the place
+
+
+def _settle() -> None:
+    """Tie the process to its parent and cut it off from what it inherited."""
+    from dask_fleet.agent import preload
+
+    parentage.die_with_parent(preload.FORKSERVER_PID)
+    # A group of its own: the agent kills it with whatever the user's code has started.
+    os.setpgid(0, 0)
+    # Ctrl-C in the agent's terminal is the agent's to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    for name in SECRETS:
+        os.environ.pop(name, None)
+    _let_the_forkserver_end()
+    logging.basicConfig(format="%(asctime)s %(levelname)s worker %(process)d %(name)s: %(message)s")
+
+
+def _let_the_forkserver_end() -> None:
+    """Give up our end of the pipe by which the forkserver knows that it is needed.
+
+    Every child inherits it, so the forkserver would outlive a killed agent as long as one child lives, and the child, whose
+    death hangs on the forkserver's, would live for ever. ``multiprocessing`` inside a job starts a forkserver of its own.
+    """
+    from multiprocessing import forkserver
+
+    server: Any = forkserver._forkserver  # noqa: SLF001
+    if server._forkserver_alive_fd is not None:  # noqa: SLF001
+        os.close(server._forkserver_alive_fd)  # noqa: SLF001
+    server._forkserver_alive_fd = None  # noqa: SLF001
+    server._forkserver_address = None  # noqa: SLF001
+    server._forkserver_pid = None  # noqa: SLF001
+    server.set_forkserver_preload([])
+
+
+def _serve(channel: socket.socket, options: WorkerOptions) -> None:
+    from dask_fleet.agent.pool import PlacePool
+    from dask_fleet.agent.runner import Runner
+
+    lock = threading.Lock()
+
+    def send(frame: Frame) -> None:
+        data = encode_prefixed(frame)
+        with lock:
+            channel.sendall(data)
+
+    runner = Runner(send=send, pool=PlacePool(options.nthreads), spool=options.spool, worker=f"{options.name}-{os.getpid()}")
+    buffer = bytearray()
+    while True:
+        data = channel.recv(_RECEIVE_BYTES)
+        if not data:
+            raise EOFError
+        buffer += data
+        start = 0
+        while len(buffer) - start >= 4:
+            end = start + 4 + int.from_bytes(buffer[start : start + 4], "big")
+            if len(buffer) < end:
+                break
+            frame = decode_for_worker(memoryview(buffer)[start + 4 : end])
+            start = end
+            if isinstance(frame, Start):
+                runner.start(frame)
+            elif isinstance(frame, Cancel):
+                runner.cancel(frame)
+            elif isinstance(frame, Load):
+                send(_load(frame, runner))
+            elif isinstance(frame, Stop):
+                return
+        del buffer[:start]
+
+
+def _load(load: Load, runner: Any) -> Loaded:
+    """Import the services, in the main thread, where modules expect to be imported."""
+    from dask_fleet.model.errors import FleetError
+    from dask_fleet.services.loading import load_target, service_version
+
+    versions: dict[str, str] = {}
+    problems: dict[str, str] = {}
+    endpoints: dict[tuple[str, str, str], Any] = {}
+    for target in load.targets:
+        try:
+            for service in load_target(target):
+                version = versions[service.name] = service_version(service)
+                for name, endpoint in service.endpoints.items():
+                    endpoints[service.name, version, name] = endpoint
+        except FleetError as exc:
+            problems[target] = exc.detail
+        except BaseException as exc:  # noqa: BLE001 - importing a module runs its author's code
+            problems[target] = f"{type(exc).__name__}: {exc}"
+    runner.serve(endpoints)
+    return Loaded(versions, problems)

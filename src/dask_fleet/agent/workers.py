@@ -1,0 +1,267 @@
+"""Worker processes, seen from the agent: forked by the forkserver, spoken to over a socket pair."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import types
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from dask_fleet.agent import worker_process
+from dask_fleet.agent.attempts import Attempt, AttemptKey, describe_exit
+from dask_fleet.protocol.frames import (
+    Frame,
+    Load,
+    Loaded,
+    Outcome,
+    Progress,
+    decode_for_agent,
+    encode_prefixed,
+)
+
+log = logging.getLogger(__name__)
+
+_RECEIVE_BYTES = 1 << 18
+_LOST_WITH_FORKSERVER = 255
+"""What ``multiprocessing`` gives for a child whose forkserver died before telling the exit code."""
+
+
+class WorkerProcess:
+    """A living worker process and what it carries.
+
+    `on_frame` gets each frame of it, `on_exit` is called once, after its last frame, when it has ended.
+    """
+
+    def __init__(self, process: ForkServerProcess, channel: socket.socket, *, name: str, nthreads: int) -> None:
+        self.name = name
+        self.nthreads = nthreads
+        self.pid = process.pid or 0
+        self.attempts: dict[AttemptKey, Attempt] = {}
+        self.versions: dict[str, str] | None = None
+        """What it has loaded; ``None`` before it has said so."""
+        self.problems: dict[str, str] = {}
+        self.generation = 0
+        """Of the welcome it loaded for."""
+        self.retiring = False
+        """Gets no new attempts and is replaced after its last one."""
+        self.killed_because = ""
+        """Why the agent killed it, if it did; told to the attempts that were in it."""
+        self._process = process
+        self._channel = channel
+        self._received = bytearray()
+        self._unsent = bytearray()
+        self._loop = asyncio.get_running_loop()
+        self._ended = False
+        self._on_frame: Callable[[WorkerProcess, Loaded | Progress | Outcome], None] | None = None
+        self._on_exit: Callable[[WorkerProcess, str], None] | None = None
+
+    def watch(
+        self,
+        on_frame: Callable[[WorkerProcess, Loaded | Progress | Outcome], None],
+        on_exit: Callable[[WorkerProcess, str], None],
+    ) -> None:
+        """Begin to listen."""
+        self._on_frame, self._on_exit = on_frame, on_exit
+        self._loop.add_reader(self._channel.fileno(), self._readable)
+        # The pipe from the forkserver, not the end of the socket pair, says that it has ended: what the user's code has
+        # forked may hold the socket open.
+        self._loop.add_reader(self._process.sentinel, self._exited)
+
+    @property
+    def load(self) -> int:
+        """Attempts it has."""
+        return len(self.attempts)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has loaded its services and is to stay."""
+        return self.versions is not None and not self.retiring
+
+    def takes(self, service: str, version: str) -> bool:
+        """Whether it has a free thread and has loaded that."""
+        return (
+            self.versions is not None
+            and not self.retiring
+            and len(self.attempts) < self.nthreads
+            and self.versions.get(service) == version
+        )
+
+    def start(self, attempt: Attempt, now: float) -> None:
+        """Hand over an attempt."""
+        attempt.placed(now)
+        self.attempts[attempt.key] = attempt
+        self.send(attempt.start)
+
+    def load_services(self, targets: list[str], generation: int) -> None:
+        """Let it import services; answered by `Loaded`."""
+        self.generation = generation
+        self.send(Load(targets))
+
+    def send(self, frame: Frame) -> None:
+        """Send a frame; what the socket does not take now follows when it can."""
+        data = encode_prefixed(frame)
+        if self._unsent:
+            self._unsent += data
+            return
+        try:
+            sent = self._channel.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return  # it has died; its exit is about to be noticed
+        if sent < len(data):
+            self._unsent += data[sent:]
+            self._loop.add_writer(self._channel.fileno(), self._writable)
+
+    def kill(self) -> None:
+        """Kill it together with what it has started; its exit is reported as any other."""
+        if self._ended:
+            return
+        for kill in (os.killpg, os.kill):  # its group does not exist before it has made it
+            try:
+                kill(self.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                continue
+
+    def _writable(self) -> None:
+        try:
+            sent = self._channel.send(self._unsent)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._unsent.clear()
+            sent = 0
+        del self._unsent[:sent]
+        if not self._unsent:
+            self._loop.remove_writer(self._channel.fileno())
+
+    def _readable(self) -> None:
+        try:
+            data = self._channel.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._channel.fileno())
+            return
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        buffer: bytes | bytearray = data
+        if self._received:
+            self._received += data
+            buffer = self._received
+        start, size = 0, len(buffer)
+        with memoryview(buffer) as view:
+            while size - start >= 4:
+                end = start + 4 + int.from_bytes(view[start : start + 4], "big")
+                if end > size:
+                    break
+                frame = decode_for_agent(view[start + 4 : end])
+                start = end
+                if self._on_frame is not None:
+                    self._on_frame(self, frame)
+        if buffer is self._received:
+            del self._received[:start]
+        elif start < size:
+            self._received += data[start:]
+
+    def _exited(self) -> None:
+        """The forkserver tells its exit code, or is dead itself, and then so is the worker."""
+        self._loop.remove_reader(self._process.sentinel)
+        self._drain()
+        code = self._process.exitcode
+        how = _describe(code)
+        self._ended = True
+        self._loop.remove_reader(self._channel.fileno())
+        self._loop.remove_writer(self._channel.fileno())
+        self._channel.close()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)  # what the user's code has started must not outlive it
+        self._process.join(0)
+        self._process.close()
+        if self._on_exit is not None:
+            self._on_exit(self, how)
+
+    def _drain(self) -> None:
+        """Take what it sent before it ended: an outcome that is here is no loss."""
+        while True:
+            try:
+                data = self._channel.recv(_RECEIVE_BYTES)
+            except OSError:
+                return
+            if not data:
+                return
+            self._take(data)
+
+
+def _describe(code: int | None) -> str:
+    if code is None or code == _LOST_WITH_FORKSERVER:
+        return describe_exit(None, None)
+    if code < 0:
+        return describe_exit(None, signal.Signals(-code).name)
+    return describe_exit(code, None)
+
+
+class Launcher:
+    """Forks worker processes. Its one thread owns the forkserver, because forking waits until that is loaded."""
+
+    def __init__(self, *, name: str, nthreads: int, spool: Path) -> None:
+        self._name = name
+        self._nthreads = nthreads
+        self._spool = spool
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["dask_fleet.agent.preload"])
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="launcher")
+
+    async def launch(self) -> WorkerProcess:
+        """Fork a worker process; a dead forkserver is started again.
+
+        Raises
+        ------
+        OSError, EOFError
+            If the forkserver died meanwhile or the host has no process left to give.
+        """
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        try:
+            ours.setblocking(False)  # noqa: FBT003
+            process = await loop.run_in_executor(self._thread, self._fork, theirs)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return WorkerProcess(process, ours, name=f"{self._name}-{process.pid}", nthreads=self._nthreads)
+
+    def close(self) -> None:
+        """End the forkserver; all workers must have ended."""
+        from multiprocessing import forkserver
+
+        def stop() -> None:
+            forkserver._forkserver._stop()  # type: ignore[attr-defined]  # noqa: SLF001
+
+        self._thread.submit(stop)
+        self._thread.shutdown(wait=True)
+
+    def _fork(self, channel: socket.socket) -> ForkServerProcess:
+        options = worker_process.WorkerOptions(name=self._name, nthreads=self._nthreads, spool=self._spool)
+        process = self._context.Process(target=worker_process.main, args=(channel, options), name="worker")
+        # A child imports the main module of its parent, to find what it defines; ours defines nothing a worker needs.
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            process.start()
+        finally:
+            sys.modules["__main__"] = main
+        return process

@@ -1,0 +1,203 @@
+"""The local backend: one agent on this host, in a process session of its own, so that it outlives the server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from dask_fleet.backends.sessions import members
+from dask_fleet.plugins.backend import Backend, Health
+
+log = logging.getLogger(__name__)
+
+_KEPT_LOGS = 3
+_POLL_S = 0.02
+_KILL_S = 5.0
+"""How long what is left of the agent's session may take to vanish after SIGKILL."""
+_WITHHELD = ("FLEET_TOKEN", "FLEET_TOKEN_FILE")
+"""Variables of the server that an agent, and so user code, must not inherit."""
+
+
+class LocalBackend(Backend):
+    """Runs ``python -m dask_fleet.agent`` beside the server.
+
+    Parameters
+    ----------
+    data_dir
+        The server's data folder; the agent finds the server by ``server.json`` in it and logs to ``agent.log``.
+    nworkers, nthreads
+        Worker processes, and threads of each.
+    orphan_timeout_s
+        How long the agent waits for a server that is away.
+    python
+        The interpreter; this one by default.
+    token_file
+        File with the agent's token; ``DATA_DIR/agent.token`` by default.
+    name
+        The agent's name.
+    """
+
+    def __init__(
+        self,
+        *,
+        data_dir: Path,
+        nworkers: int,
+        nthreads: int = 1,
+        orphan_timeout_s: float = 60.0,
+        python: str | None = None,
+        token_file: Path | None = None,
+        name: str = "local",
+    ) -> None:
+        self._data_dir = data_dir.resolve()
+        self._nworkers = nworkers
+        self._nthreads = nthreads
+        self._orphan_timeout_s = orphan_timeout_s
+        self._python = python or sys.executable
+        self._token_file = (token_file or self._data_dir / "agent.token").resolve()
+        self._name = name
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        """Return the agent's command line. It carries no secret: everyone on the host can read it."""
+        return [
+            self._python,
+            "-m",
+            "dask_fleet.agent",
+            "--server-file",
+            str(self._data_dir / "server.json"),
+            "--token-file",
+            str(self._token_file),
+            "--data-dir",
+            str(self._data_dir),
+            "--name",
+            self._name,
+            "--nworkers",
+            str(self._nworkers),
+            "--nthreads",
+            str(self._nthreads),
+            "--orphan-timeout",
+            f"{self._orphan_timeout_s:g}",
+        ]
+
+    async def start(self) -> None:
+        """Launch the agent, or adopt the one that holds the lock of the data folder."""
+        if (pid := self._holder()) is not None:
+            log.info("agent adopted", extra={"action": "agent_adopted", "pid": pid})
+            return
+        if self._child is not None and self._child.poll() is None:
+            return
+        self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log_path = self._data_dir / "agent.log"
+        _rotate(log_path)
+        environ = {name: value for name, value in os.environ.items() if name not in _WITHHELD}
+        output = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            # Popen returns when the program runs, a few milliseconds: not worth a thread at start.
+            self._child = subprocess.Popen(  # noqa: ASYNC220
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env=environ,
+            )
+        finally:
+            os.close(output)
+        log.info("agent launched", extra={"action": "agent_launched", "pid": self._child.pid})
+
+    async def health(self) -> Health:
+        """Return whether an agent holds the lock, or is about to."""
+        try:
+            if self._holder() is not None:
+                return Health.RUNNING
+        except OSError:
+            return Health.UNKNOWN
+        if self._child is not None and self._child.poll() is None:
+            return Health.STARTING
+        return Health.GONE
+
+    async def stop(self, *, timeout_s: float) -> None:
+        """Ask the agent to end (SIGTERM); after `timeout_s` kill whatever lives in its session."""
+        pid = self._holder()
+        if pid is None and self._child is not None and self._child.poll() is None:
+            pid = self._child.pid
+        if pid is None:
+            return
+        # An agent started by hand in a shell shares the shell's session, and that is not ours to kill.
+        session = pid if _session_of(pid) == pid else None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        if not await self._gone(pid, session, timeout_s):
+            log.warning("agent killed: it did not end in %g s", timeout_s, extra={"action": "agent_killed", "pid": pid})
+            loop = asyncio.get_running_loop()
+            until = loop.time() + _KILL_S
+            while loop.time() < until:  # again, for a process may have been forking
+                for each in members(session) if session is not None else [pid]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(each, signal.SIGKILL)
+                if await self._gone(pid, session, _POLL_S):
+                    break
+        if self._child is not None:
+            self._child.poll()
+
+    async def _gone(self, pid: int, session: int | None, timeout_s: float) -> bool:
+        """Wait until nothing of the agent is left; returns whether that is so."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout_s
+        while True:
+            if self._child is not None:
+                self._child.poll()  # reaps it
+            left = members(session) if session is not None else [pid] * _lives(pid)
+            if not left:
+                return True
+            if loop.time() >= until:
+                return False
+            await asyncio.sleep(_POLL_S)
+
+    def _holder(self) -> int | None:
+        """Return the pid of the agent that holds the lock, or ``None``."""
+        try:
+            descriptor = os.open(self._data_dir / "agent.lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = os.read(descriptor, 20).decode("ascii", "replace").strip()
+            return int(text) if text.isdigit() else None  # it has the lock since this moment: ask again
+        else:
+            return None
+        finally:
+            os.close(descriptor)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _session_of(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _rotate(path: Path) -> None:
+    """Keep the logs of the last few agents: ``agent.log.1`` is the one before."""
+    for number in range(_KEPT_LOGS - 1, 0, -1):
+        older = path.with_name(f"{path.name}.{number}")
+        if older.exists():
+            older.replace(path.with_name(f"{path.name}.{number + 1}"))
+    if path.exists():
+        path.replace(path.with_name(f"{path.name}.1"))
