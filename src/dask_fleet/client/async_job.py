@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dask_fleet.client.options import MAX_WAIT_S
 from dask_fleet.client.part_file import PartFile
@@ -26,6 +26,7 @@ SILENCE_S = 60.0
 """An event stream silent for so long is opened again; the server sends a sign of life more often."""
 _HURRIED_S = 0.2
 
+T = TypeVar("T")
 Report = Callable[[float, float | None, str], None]
 """Told how far a job is: done, total, text."""
 
@@ -75,7 +76,7 @@ class AsyncJob:
         await self._poll(0)
         return self.status
 
-    async def wait(self, timeout: float | None = None) -> RunState:  # noqa: ASYNC109 - the field's word, as in futures
+    async def wait(self, timeout: float | None = None, *, progress: bool = False) -> RunState:  # noqa: ASYNC109 - as futures
         """Wait for the run to end, however it does, and return its state.
 
         Raises
@@ -83,6 +84,11 @@ class AsyncJob:
         WaitTimeout
             If it has not ended after `timeout` seconds; it goes on.
         """
+        if progress and not self.done:
+            from dask_fleet.client.bars import open_bar
+
+            with open_bar(self.label) as bar:
+                return await self.reported(self.wait(timeout), bar.update)
         async with self._limit(timeout):
             await self._wait(timeout)
         return self.status
@@ -110,7 +116,7 @@ class AsyncJob:
             from dask_fleet.client.bars import open_bar
 
             with open_bar(self.label) as bar:
-                return await self.reported_result(bar.update, timeout)
+                return await self.reported(self.result(timeout), bar.update)
         async with self._limit(timeout):
             while True:
                 await self._wait(timeout)
@@ -123,11 +129,11 @@ class AsyncJob:
                 if value is not NOTHING:
                     return value
 
-    async def reported_result(self, report: Report, timeout: float | None = None) -> Any:  # noqa: ASYNC109
-        """Return `result`, telling `report` on the way how far the job is."""
+    async def reported(self, waiting: Awaitable[T], report: Report) -> T:
+        """Return what `waiting` gives, telling `report` on the way how far the job is."""
         follower = asyncio.create_task(self._follow(report), name=f"progress of {self.job_id}")
         try:
-            return await self.result(timeout)
+            return await waiting
         finally:
             follower.cancel()
             await asyncio.gather(follower, return_exceptions=True)
@@ -154,6 +160,25 @@ class AsyncJob:
             return await asyncio.to_thread(part.commit)
         finally:
             part.discard()
+
+    async def read(self, media_type: str | None = None) -> bytes:
+        """Wait for the result and return its bytes.
+
+        Parameters
+        ----------
+        media_type
+            The form to ask for, such as ``application/json``; the stored form if not given.
+
+        Raises
+        ------
+        NotAcceptable
+            If the result has no such form; ``extra["available"]`` lists what there is.
+        """
+        await self.wait()
+        if self.status is not RunState.SUCCEEDED:
+            raise job_error(self._document)
+        headers = {"Accept": media_type or self._stored_type()}
+        return (await self._transport.request("GET", self._path("/result"), headers=headers)).content
 
     async def cancel(self) -> RunState:
         """Ask for the run to be cancelled and return its state; a running one ends soon after."""

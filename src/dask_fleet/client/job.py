@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dask_fleet.client.async_job import AsyncJob
 from dask_fleet.client.background_loop import BackgroundLoop
 from dask_fleet.client.rendering import job_html, job_text
 from dask_fleet.client.sse import JobEvent
 from dask_fleet.model.states import RunState
+
+T = TypeVar("T")
 
 
 class Job:
@@ -53,8 +55,10 @@ class Job:
         """Ask the server for the state of now and return it."""
         return self._loop.run(self._inner.refresh_status())
 
-    def wait(self, timeout: float | None = None) -> RunState:
+    def wait(self, timeout: float | None = None, *, progress: bool = False) -> RunState:
         """Wait for the run to end, however it does; `WaitTimeout` after `timeout` seconds."""
+        if progress and not self.done:
+            return self._reported(self._inner.wait, timeout)
         return self._loop.run(self._inner.wait(timeout))
 
     def result(self, timeout: float | None = None, *, progress: bool = False) -> Any:
@@ -70,15 +74,16 @@ class Job:
             If there is none after `timeout` seconds; the job goes on.
         """
         if progress and not self.done:
-            from dask_fleet.client.bars import open_bar
-
-            with open_bar(self._inner.label) as bar:
-                return self._loop.run_reported(lambda report: self._inner.reported_result(report, timeout), bar.update)
+            return self._reported(self._inner.result, timeout)
         return self._loop.run(self._inner.result(timeout))
 
     def save(self, path: str | Path, *, media_type: str | None = None) -> int:
         """Wait for the result and write its bytes into a file; return their number."""
         return self._loop.run(self._inner.save(path, media_type=media_type))
+
+    def read(self, media_type: str | None = None) -> bytes:
+        """Wait for the result and return its bytes, in the stored form if `media_type` asks for no other."""
+        return self._loop.run(self._inner.read(media_type))
 
     def cancel(self) -> RunState:
         """Ask for the run to be cancelled and return its state; a running one ends soon after."""
@@ -95,6 +100,13 @@ class Job:
     def events(self, *, after: int | None = None) -> Iterator[JobEvent]:
         """Yield what has happened to the job, then what happens, until its run has ended."""
         return self._loop.iterate(self._inner.events(after=after))
+
+    def _reported(self, wait: Callable[[float | None], Coroutine[Any, Any, T]], timeout: float | None) -> T:
+        """Wait with a progress bar drawn by this thread."""
+        from dask_fleet.client.bars import open_bar
+
+        with open_bar(self._inner.label) as bar:
+            return self._loop.run_reported(lambda report: self._inner.reported(wait(timeout), report), bar.update)
 
     def __repr__(self) -> str:
         return job_text(type(self).__name__, self._inner.document)

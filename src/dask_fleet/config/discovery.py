@@ -20,6 +20,7 @@ from dask_fleet.model.errors import ConfigError
 
 SERVER_FILE = "server.json"
 TOKEN_FILE = "token"  # noqa: S105 - the name of a file
+AGENT_TOKEN_FILE = "agent.token"  # noqa: S105
 
 
 def load_client(environ: Mapping[str, str], flags: Mapping[str, Any], cwd: Path) -> Loaded:

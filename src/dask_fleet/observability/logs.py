@@ -20,11 +20,12 @@ _SECRETS = re.compile(
     r"(?i)(\bbearer\s+|\bauthorization['\"]?\s*[:=]\s*['\"]?(?:basic\s+|bearer\s+)?|[?&](?:token|code|access_token)=)"
     r"[^\s'\"&,;)}\]]+"
 )
+_TOKEN = re.compile(r"\bfleet_[A-Za-z0-9_-]{43}")
 
 
 def redact(text: str) -> str:
-    """Return `text` with tokens blotted out: after ``Bearer``, in Authorization headers, in query parameters."""
-    return _SECRETS.sub(r"\1[redacted]", text)
+    """Return `text` with tokens blotted out: after ``Bearer``, in Authorization headers, in queries, and ours anywhere."""
+    return _TOKEN.sub("[redacted]", _SECRETS.sub(r"\1[redacted]", text))
 
 
 def _extra(record: logging.LogRecord) -> dict[str, object]:

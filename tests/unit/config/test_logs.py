@@ -41,6 +41,12 @@ def test_json_lines_carry_ids_and_no_tokens(stream: io.StringIO) -> None:
     assert "ValueError" in line["exception"]
 
 
+def test_our_own_tokens_are_known_anywhere() -> None:
+    token = "fleet_" + "aB-_" * 10 + "abc"
+    assert logs.redact(f"read {token} from the file") == "read [redacted] from the file"
+    assert logs.redact("fleet_id is no token") == "fleet_id is no token"
+
+
 def test_a_text_line_cannot_be_forged(stream: io.StringIO) -> None:
     logs.configure("debug", "text", stream=stream)
     logging.getLogger("dask_fleet.x").debug("a\nb", extra={"user": "eve\nERROR forged", "n": 1})

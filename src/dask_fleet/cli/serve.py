@@ -1,0 +1,66 @@
+"""``dask-fleet serve``. Imports nothing that the server process must not hold."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dask_fleet.cli import options
+
+
+def serve(
+    targets: Annotated[
+        list[str], typer.Argument(metavar="FILE_OR_MODULE", help="Python files or modules that hold services.")
+    ],
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.", show_default="8000")] = None,
+    data_dir: options.DataDir = None,
+    nworkers: Annotated[
+        int | None, typer.Option(help="Worker processes of the local agent.", show_default="the CPUs there are")
+    ] = None,
+    nthreads: Annotated[int | None, typer.Option(help="Threads of each worker process.", show_default="1")] = None,
+    agent: Annotated[
+        bool | None, typer.Option("--agent/--no-agent", help="Whether to start a local agent.", show_default="--agent")
+    ] = None,
+    orphan_timeout: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="How long the agent goes on without its server.", show_default="60s"),
+    ] = None,
+    max_queued: Annotated[
+        int | None, typer.Option(help="Jobs that may wait; more are answered with 429.", show_default="100000")
+    ] = None,
+    drain_timeout: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="How long running jobs may go on at the end.", show_default="30s"),
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json.", show_default="text")] = None,
+    config: options.Config = None,
+) -> None:
+    """Serve the functions of Python modules as a durable job API.
+
+    Starts the server and one local agent. The token is in DATA_DIR/token.
+    """
+    from dask_fleet.config import load_here
+    from dask_fleet.observability import logs
+    from dask_fleet.server.serve import run
+
+    settings = load_here(
+        {
+            "host": host,
+            "port": port,
+            "data_dir": data_dir,
+            "nworkers": nworkers,
+            "nthreads": nthreads,
+            "agent": agent,
+            "orphan_timeout": orphan_timeout,
+            "max_queued": max_queued,
+            "drain_timeout": drain_timeout,
+            "log_level": log_level,
+            "log_format": log_format,
+            "config": config,
+        }
+    ).settings
+    logs.configure(settings.log_level, settings.log_format)
+    raise typer.Exit(run(settings, targets))
