@@ -14,7 +14,7 @@ from dask_fleet.client.options import MAX_WAIT_S
 from dask_fleet.client.part_file import PartFile
 from dask_fleet.client.problems import job_error
 from dask_fleet.client.rendering import job_html, job_text
-from dask_fleet.client.results import JSON_MEDIA_TYPE, NOTHING, decode, inline_value
+from dask_fleet.client.results import JSON_MEDIA_TYPE, NOTHING, decode_beside, inline_value
 from dask_fleet.client.sse import EventParser, JobEvent
 from dask_fleet.client.transport import Transport
 from dask_fleet.model.errors import ConnectionFailed, FleetError, WaitTimeout
@@ -279,7 +279,7 @@ class AsyncJob:
         if response.status_code == 202:  # not yet
             self._document = response.json()
             return NOTHING
-        return await decode(response.headers.get("content-type", JSON_MEDIA_TYPE), response.content)
+        return await decode_beside(response.headers.get("content-type", JSON_MEDIA_TYPE), response.content)
 
     async def _pieces(self, media_type: str) -> AsyncIterator[bytes]:
         """Yield the result's bytes, resuming with a range where a connection breaks."""

@@ -128,7 +128,8 @@ def _json_form(value: Any) -> Any:
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     if isinstance(value, timedelta):
-        return value.total_seconds()
+        sign, whole = ("-", -value) if value < timedelta(0) else ("", value)
+        return f"{sign}P{whole.days}DT{whole.seconds}.{whole.microseconds:06d}S"  # an ISO 8601 duration, exact
     if isinstance(value, uuid.UUID | PurePath | Decimal):
         return str(value)
     if isinstance(value, set | frozenset):

@@ -7,12 +7,16 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dask_fleet import codecs
+from dask_fleet.codecs.encode import codec_for
+from dask_fleet.model.errors import ResultCorrupt, SetupError
 
 JSON_MEDIA_TYPE = "application/json"
+TEXT_MEDIA_TYPE = "text/plain"
+NOTHING = object()
+"""Stands for "no value here", as ``None`` is one."""
+
 _DECODE_ON_LOOP_BYTES = 1 << 20
 _NULL_BYTES = 4
-_NOTHING = object()
 
 
 def base_type(content_type: str) -> str:
@@ -20,25 +24,42 @@ def base_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-async def decode(content_type: str, body: bytes) -> Any:
-    """Return the value; large ones are decoded beside the event loop."""
-    media_type = base_type(content_type)
+def decode(content_type: str, body: bytes) -> Any:
+    """Return the value.
+
+    Raises
+    ------
+    SetupError
+        If no codec for it is installed here.
+    ResultCorrupt
+        If the bytes are not what their type says.
+    """
+    try:
+        codec = codec_for(content_type)
+    except ValueError as exc:
+        raise SetupError(str(exc)) from exc
+    try:
+        return codec.decode(body)
+    except ValueError as exc:
+        raise ResultCorrupt(f"the result cannot be read as {base_type(content_type)}: {exc}") from exc
+
+
+async def decode_beside(content_type: str, body: bytes) -> Any:
+    """Return `decode`; large results are decoded in a thread, so that the event loop goes on."""
     if len(body) <= _DECODE_ON_LOOP_BYTES:
-        return codecs.decode(media_type, body)
-    return await asyncio.to_thread(codecs.decode, media_type, body)
+        return decode(content_type, body)
+    return await asyncio.to_thread(decode, content_type, body)
 
 
 def inline_value(document: Mapping[str, Any]) -> Any:
     """Return the value that a job document carries, or `NOTHING` if it must be fetched.
 
-    Only a result that is stored as JSON is taken from there: of a table it shows a rendering that has lost its types.
+    Only a result that is stored as JSON or text is taken from there: of a table it shows a rendering without its types.
     """
-    if base_type(document.get("result_media_type") or "") != JSON_MEDIA_TYPE:
-        return NOTHING
+    media_type = base_type(document.get("result_media_type") or "")
     value = document.get("result")
-    if value is None and document.get("result_size") != _NULL_BYTES:
+    if media_type == TEXT_MEDIA_TYPE and isinstance(value, str):
+        return value
+    if media_type != JSON_MEDIA_TYPE or (value is None and document.get("result_size") != _NULL_BYTES):
         return NOTHING  # too large to be carried; a result that *is* null has the four bytes of that word
-    return codecs.decode(JSON_MEDIA_TYPE, json.dumps(value).encode())
-
-
-NOTHING = _NOTHING
+    return decode(JSON_MEDIA_TYPE, json.dumps(value).encode())

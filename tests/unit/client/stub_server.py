@@ -179,7 +179,7 @@ class Stub:
                 self.bodies[job_id] = json.dumps(value).encode()
             elif name == "words":
                 self.bodies[job_id] = b"a text of some length" * 10
-                self.jobs[job_id] |= {"result_media_type": "text/plain", "result_size": 210, "result": "not the text"}
+                self.jobs[job_id] |= {"result_media_type": "text/plain", "result_size": 210}
             elif name == "fail":
                 error = {"cause": "exception", "message": "no luck", "type": "ValueError", "traceback": "line 7"}
                 self.jobs[job_id]["error"] = error

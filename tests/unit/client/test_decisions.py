@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
-from datetime import UTC, date, datetime
+import math
+from datetime import UTC, date, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
@@ -17,6 +18,7 @@ from dask_fleet.client.bars import bar_html, count_text
 from dask_fleet.client.options import encode_params
 from dask_fleet.client.problems import error_from, retry_after
 from dask_fleet.client.rendering import job_html, job_text
+from dask_fleet.client.results import NOTHING, decode, inline_value
 from dask_fleet.client.retries import RetryPolicy
 from dask_fleet.client.schema_text import schema_text
 from dask_fleet.client.sse import EventParser
@@ -28,6 +30,8 @@ from dask_fleet.model.errors import (
     JobFailed,
     LedgerUnavailable,
     RequestError,
+    ResultCorrupt,
+    SetupError,
     Unauthorized,
 )
 
@@ -113,6 +117,8 @@ class Pair:
         (datetime(2030, 1, 1, tzinfo=UTC), '"2030-01-01T00:00:00+00:00"'),
         (Point(when=date(2030, 1, 1)), '{"when":"2030-01-01"}'),
         (Pair(1, date(2030, 1, 1)), '{"left":1,"right":"2030-01-01"}'),
+        (timedelta(days=1, seconds=2.5), '"P1DT2.500000S"'),
+        (-timedelta(seconds=1), '"-P0DT1.000000S"'),
         (np.int64(3), "3"),
         (np.arange(3), "[0,1,2]"),
         ({"b", "a"}, '["a","b"]'),
@@ -148,6 +154,43 @@ def test_a_circle_is_refused() -> None:
 def test_schemas_read_as_annotations(schema: Any, text: str) -> None:
     definitions = {"Point": {"type": "object", "title": "Point", "properties": {"x": {}}}, "Loop": {"$ref": "#/$defs/Loop"}}
     assert schema_text(schema, {"$defs": definitions}) == text
+
+
+def test_iso_durations_are_read_back_exactly() -> None:
+    adapter = pydantic.TypeAdapter(timedelta)
+    for value in (timedelta(days=1, microseconds=1), -timedelta(days=2, seconds=3), timedelta(0)):
+        text = json.loads(encode_params({"x": value}))["x"]
+        assert adapter.validate_python(text) == value
+
+
+@pytest.mark.parametrize(
+    ("document", "value"),
+    [
+        ({"result_media_type": "application/json", "result": {"a": [1, 2.5]}, "result_size": 15}, {"a": [1, 2.5]}),
+        ({"result_media_type": "application/json", "result": None, "result_size": 4}, None),
+        ({"result_media_type": "application/json", "result": None, "result_size": 5_000_000}, NOTHING),
+        ({"result_media_type": "application/json", "result": 2**60 + 1, "result_size": 19}, 2**60 + 1),
+        ({"result_media_type": "text/plain; charset=utf-8", "result": "x", "result_size": 1}, "x"),
+        ({"result_media_type": "application/vnd.apache.arrow.stream", "result": [{"a": 1}], "result_size": 9}, NOTHING),
+        ({"result_media_type": None, "result": None, "result_size": None}, NOTHING),
+    ],
+)
+def test_a_small_result_comes_with_the_job(document: dict[str, Any], value: Any) -> None:
+    assert inline_value(document) == value
+
+
+def test_a_tagged_number_becomes_itself_again() -> None:
+    document = {"result_media_type": "application/json", "result": [{"$float": "NaN"}, 1.0], "result_size": 26}
+    number, one = inline_value(document)
+    assert math.isnan(number)
+    assert one == 1.0
+
+
+def test_a_result_nobody_here_can_read_says_so() -> None:
+    with pytest.raises(SetupError, match="no installed codec reads"):
+        decode("application/x-python-pickle", b"cos\nsystem\n")
+    with pytest.raises(ResultCorrupt, match="cannot be read as application/json"):
+        decode("application/json", b"{")
 
 
 def test_what_a_job_shows_is_escaped_and_short() -> None:
