@@ -20,6 +20,7 @@ from dask_fleet.agent.worker_process import SECRETS
 from dask_fleet.agent.workers import Launcher
 from dask_fleet.model.errors import SetupError
 from dask_fleet.model.ids import random_id
+from dask_fleet.observability import logs
 from dask_fleet.protocol.frames import (
     PROTOCOL_VERSION,
     Ack,
@@ -206,5 +207,5 @@ def _package_versions() -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``python -m dask_fleet.agent``."""
     options = parse_arguments(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure()
     return run(options)

@@ -20,7 +20,7 @@ from dask_fleet.agent import failures, job_clients
 from dask_fleet.agent.dask_runtime import DaskRuntime, GraphCancelled, is_graph
 from dask_fleet.agent.event_loop import EventLoopThread
 from dask_fleet.agent.pool import PlacePool
-from dask_fleet.codecs.encode import encode
+from dask_fleet.codecs.encode import ResultTooLarge, encode
 from dask_fleet.model.errors import InvalidParameters
 from dask_fleet.model.failure import Cause, Failure
 from dask_fleet.model.states import AttemptState
@@ -111,6 +111,7 @@ class Runner:
             self._fail(running, failures.of_exception(exc))
             return
         if inspect.iscoroutine(value):
+            context = context.copy()  # this thread is still within the one it was called in
             running.cancel_task = self._loop.run(
                 value, context, name=f"job-{start.seq}", done=partial(self._awaited, running, context)
             )
@@ -157,9 +158,6 @@ class Runner:
             encoded = encode(value, max_bytes=start.max_result_bytes)
             data = encoded.data
             size = memoryview(data).nbytes
-            if size > start.max_result_bytes:
-                self._fail(running, _too_large(size, start.max_result_bytes))
-                return
             digest = hashlib.sha256(data).hexdigest()
             spool: str | None = None
             body: bytes | None = None
@@ -167,6 +165,9 @@ class Runner:
                 body = data if isinstance(data, bytes) else bytes(data)
             else:
                 spool = self._write_spool(data)
+        except ResultTooLarge as exc:
+            cure = "return less, or raise the endpoint's max_result"
+            self._fail(running, Failure.bounded(Cause.RESULT_TOO_LARGE, f"{exc}; {cure}"))
         except (TypeError, ValueError) as exc:
             self._fail(running, Failure.bounded(Cause.RESULT_NOT_SERIALIZABLE, str(exc), type=type(exc).__name__))
         except OSError as exc:
@@ -219,9 +220,3 @@ class Runner:
             raise
         return name
 
-
-def _too_large(size: int, limit: int) -> Failure:
-    return Failure.bounded(
-        Cause.RESULT_TOO_LARGE,
-        f"the result has {size:,} bytes, over the endpoint's max_result of {limit:,}; raise max_result or return less",
-    )

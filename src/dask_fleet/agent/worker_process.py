@@ -61,7 +61,9 @@ def _settle() -> None:
     for name in SECRETS:
         os.environ.pop(name, None)
     _let_the_forkserver_end()
-    logging.basicConfig(format="%(asctime)s %(levelname)s worker %(process)d %(name)s: %(message)s")
+    from dask_fleet.observability import logs
+
+    logs.configure()
 
 
 def _let_the_forkserver_end() -> None:

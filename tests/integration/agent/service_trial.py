@@ -1,0 +1,239 @@
+"""A service whose functions do everything a worker process must survive."""
+
+import asyncio
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import dask
+import dask.array as da
+import numpy as np
+
+from dask_fleet import Service, cancelled, progress
+
+service = Service("trial")
+
+
+@service.endpoint()
+def double(n: int) -> int:
+    return 2 * n
+
+
+@service.endpoint()
+def pid() -> int:
+    return os.getpid()
+
+
+@service.endpoint()
+def environment() -> dict[str, bool]:
+    return {"token": "FLEET_TOKEN" in os.environ, "stdin": sys.stdin is None or os.read(0, 1) == b""}
+
+
+@service.endpoint()
+async def later(n: int) -> int:
+    await asyncio.sleep(0)
+    return n + 1
+
+
+@service.endpoint()
+async def meet(folder: str, me: str, other: str) -> str:
+    """Ends when the other one has come: needs both to run at once."""
+    Path(folder, me).touch()  # noqa: ASYNC240
+    while not Path(folder, other).exists():  # noqa: ASYNC110, ASYNC240
+        await asyncio.sleep(0.005)
+    return me
+
+
+@service.endpoint()
+async def await_for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+@service.endpoint()
+def raises(text: str) -> None:
+    raise ValueError(text)
+
+
+@service.endpoint()
+def leaves(how: str) -> None:
+    if how == "sys.exit":
+        sys.exit(3)
+    if how == "interrupt":
+        raise KeyboardInterrupt
+    if how == "os._exit":
+        os._exit(7)
+    if how == "segfault":
+        ctypes.string_at(0)
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@service.endpoint()
+def unserialisable() -> object:
+    return threading.Lock()
+
+
+@service.endpoint()
+def large(size: int) -> bytes:
+    return b"x" * size
+
+
+@service.endpoint()
+def wait_for(path: str) -> str:
+    """Ends when the file is there."""
+    Path(path + ".started").write_text(str(os.getpid()))
+    while not Path(path).exists():
+        time.sleep(0.005)
+    return "came"
+
+
+@service.endpoint()
+def wait_until_cancelled(path: str) -> str:
+    Path(path + ".started").touch()
+    while not cancelled():
+        time.sleep(0.005)
+    Path(path + ".cancelled").touch()
+    return "too late"
+
+
+@service.endpoint()
+def deaf(path: str) -> None:
+    """Never asks whether it is wanted."""
+    Path(path + ".started").touch()
+    while True:
+        time.sleep(0.01)
+
+
+@service.endpoint()
+def spawns(path: str) -> None:
+    child = subprocess.Popen(["sleep", "1000"])
+    Path(path + ".draft").write_text(str(child.pid))
+    Path(path + ".draft").replace(path)
+    while True:
+        time.sleep(0.01)
+
+
+@service.endpoint()
+def reports() -> str:
+    progress(1, 2, "half")
+    progress(2, 2, "whole")
+    return "done"
+
+
+# ---------------------------------------------------------------- Dask inside
+
+
+@service.endpoint()
+def graph(n: int) -> object:
+    return da.arange(n, chunks=max(1, n // 8)).sum()
+
+
+@service.endpoint()
+def graph_that_raises() -> object:
+    @dask.delayed
+    def boom() -> None:
+        raise LookupError("inside the graph")
+
+    return boom()
+
+
+@service.endpoint()
+def computes(n: int) -> int:
+    return int(da.arange(n, chunks=max(1, n // 8)).sum().compute())
+
+
+@service.endpoint()
+def persists(n: int) -> int:
+    return int(da.arange(n, chunks=max(1, n // 8)).persist().sum().compute())
+
+
+@service.endpoint()
+def computes_nested(n: int) -> int:
+    @dask.delayed
+    def inner(k: int) -> int:
+        return int(da.ones(k, chunks=1).sum().compute())
+
+    return sum(dask.compute(*[inner(n) for _ in range(3)]))
+
+
+@service.endpoint()
+def tasks_at_once(folder: str, n: int) -> int:
+    """The most tasks that were seen running at one moment in this process."""
+    lock, now, most = threading.Lock(), 0, 0
+
+    @dask.delayed
+    def task(_: int) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.002)
+        with lock:
+            now -= 1
+
+    dask.compute(*[task(i) for i in range(n)])
+    return most
+
+
+@service.endpoint()
+def scheduler_threads(scheduler: str | None = None) -> list[str]:
+    """Names of the threads that ran the tasks."""
+
+    @dask.delayed
+    def where(_: int) -> str:
+        return threading.current_thread().name
+
+    return sorted(set(dask.compute(*[where(i) for i in range(4)], scheduler=scheduler)))
+
+
+@service.endpoint()
+def own_client(path: str, other: str, wait: bool = True) -> dict[str, object]:
+    """Make a default client, and keep it open until the other job has looked."""
+    from distributed import Client, default_client
+
+    client = Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None)
+    try:
+        mine = default_client() is client
+        thread = dask.delayed(lambda: threading.current_thread().name)().compute()
+        kept = client.persist(dask.delayed(lambda: 5)())
+        Path(path).touch()
+        while wait and not Path(other).exists():
+            time.sleep(0.005)
+        return {"mine": mine, "thread": thread, "kept": kept.compute()}
+    finally:
+        client.close()
+
+
+@service.endpoint()
+def no_client(path: str, other: str) -> dict[str, object]:
+    """While another job has a client: look for a default one, and compute."""
+    from distributed import default_client
+
+    while not Path(other).exists():
+        time.sleep(0.005)
+    try:
+        default_client()
+        found = True
+    except ValueError:
+        found = False
+    names: list[str] = []
+
+    def in_a_thread_of_its_own() -> None:
+        names.append(dask.delayed(lambda: threading.current_thread().name)().compute())
+
+    thread = threading.Thread(target=in_a_thread_of_its_own)
+    thread.start()
+    thread.join()
+    name = dask.delayed(lambda: threading.current_thread().name)().compute()
+    Path(path).touch()
+    return {"found": found, "thread": name, "free_thread": names[0]}
+
+
+@service.endpoint()
+def array() -> np.ndarray:
+    return np.arange(3)
