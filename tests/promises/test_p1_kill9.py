@@ -157,7 +157,7 @@ def test_no_acknowledged_call_is_lost(serve: Serve, record_property: Record) -> 
     kills, least_acks = (50, 40_000) if FULL else (5, 0)
     verdict = kill_again_and_again(serve(), kills, least_acks=least_acks)
     record_property("figures", verdict)
-    assert verdict.acked > 100 * verdict.kills, "too few acknowledgements to say anything"
+    assert verdict.acked > 20 * verdict.kills, "too few acknowledgements to say anything"
     assert verdict.broken == 0, verdict
 
 
