@@ -1,13 +1,14 @@
 """The load generator: one process with asyncio, uvloop and raw sockets, HTTP/1.1 with keep-alive.
 
-Our own, because a general client (httpx: 1,500 requests per second a core) would measure itself. It speaks just the HTTP that the
-systems under test answer with: a status line, headers with ``Content-Length``, a body.
+Our own, because a general client in Python would itself be what is measured. It speaks just the HTTP that the systems under
+test answer with: a status line, headers with ``Content-Length``, a body.
 
     python -m benchmarks.generator '{"url": "http://127.0.0.1:8000", "path": "/v1/bench/add_one", …}'
 
-Each connection sends its next call when the last one has its result. `mode` ``wait``: one POST is answered with the result
-(``Prefer: wait``). `mode` ``poll``: a POST is answered with an id, which is asked for every 5 ms until the result is there. A
-call that is not answered with its result within 30 s, or with a wrong one, is an error; errors are counted, never left out.
+Each connection sends its next call when the last one has its result. `mode` ``wait``: one POST is answered with the
+result (``Prefer: wait``). `mode` ``poll``: a POST is answered with an id, which is asked for every 5 ms until the result is
+there. A call that is not answered with its result within 30 s, or with a wrong one, is an error; errors are counted and fail
+the benchmark.
 """
 
 from __future__ import annotations
