@@ -43,6 +43,6 @@ class SQLiteBesideMemory(LedgerMachine):
 
 TestLedgerMachine = SQLiteBesideMemory.TestCase
 TestLedgerMachine.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, derandomize=True,
+    max_examples=30, stateful_step_count=30, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

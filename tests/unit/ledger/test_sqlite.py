@@ -11,7 +11,7 @@ import pytest
 
 from dask_fleet.ledger import connections, listing, lock, migrations, statements, threads, writer
 from dask_fleet.ledger.sqlite import SQLiteLedger
-from dask_fleet.model.errors import ConfigError, InternalError, LedgerInUse, LedgerTooNew, LedgerUnavailable
+from dask_fleet.model.errors import ConfigError, InternalError, LedgerInUse, LedgerTooNew, LedgerUnavailable, NotFound
 from dask_fleet.model.jobs import JobFilter
 from dask_fleet.testing.ledger_conformance import end_of, request
 
@@ -195,6 +195,45 @@ def test_batches_hold_at_most_so_many_rows(tmp_path: Path, monkeypatch: pytest.M
     on(tmp_path / "ledger.db", act)
 
 
+def test_an_operation_that_refuses_after_writing_is_undone_and_takes_nobody_along(tmp_path: Path) -> None:
+    async def act(ledger: SQLiteLedger) -> None:
+        writes = ledger._open.writes
+
+        def refuse_late() -> None:
+            writes.accept(request("late"), None)
+            raise NotFound("after a write")
+
+        good = [ledger.accept(request(f"a{n}")) for n in range(3)]
+        bad = ledger._open.writer.submit(refuse_late)
+        *others, refused = await asyncio.gather(*good, bad, return_exceptions=True)
+        assert isinstance(refused, NotFound)
+        assert all(not isinstance(other, BaseException) and other.opened for other in others)
+        assert await ledger.get("late") is None
+        assert await ledger.get("a0") is not None
+
+    on(tmp_path / "ledger.db", act)
+
+
+def test_a_rolled_back_reservation_of_event_ids_is_made_again(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def broken() -> None:
+        raise ValueError("a fault of ours in the first batch")
+
+    async def first(ledger: SQLiteLedger) -> None:
+        with pytest.raises(ValueError, match="a fault of ours"):
+            await ledger._open.writer.submit(broken)
+        await second(ledger)
+
+    async def second(ledger: SQLiteLedger) -> None:
+        job = (await ledger.accept(request(f"j{len(seen)}"))).job
+        seen.append((await ledger.events(job.seq))[0].event_id)
+
+    on(tmp_path / "ledger.db", first)
+    on(tmp_path / "ledger.db", second)
+    assert seen[0] < seen[1]
+
+
 def test_stop_runs_what_was_queued(tmp_path: Path) -> None:
     async def act(ledger: SQLiteLedger) -> None:
         waiting = [asyncio.ensure_future(ledger.accept(request(f"j{n}"))) for n in range(300)]
@@ -257,6 +296,20 @@ def test_each_driver_seeks_and_never_scans_or_sorts(tmp_path: Path, name: str) -
         bindings = (0,) * sql.count("?")
         plan = [row[3] for row in ledger._open.reads._execute(f"EXPLAIN QUERY PLAN {sql}", bindings)]
         assert all(step.startswith("SEARCH") for step in plan), plan
+
+    on(tmp_path / "ledger.db", act)
+
+
+def test_conditions_are_looked_up_in_indexes_without_reading_rows(tmp_path: Path) -> None:
+    async def act(ledger: SQLiteLedger) -> None:
+        sql = statements.load("listing")["fitting"]
+        names = ("candidates", "state", "user", "service", "tag", "tenant", "endpoints")
+        plan = [row[3] for row in ledger._open.reads._execute(f"EXPLAIN QUERY PLAN {sql}", dict.fromkeys(names, "[]"))]
+        looked_up = [step for step in plan if step.startswith("SEARCH")]
+        assert len(looked_up) == 4
+        for step in looked_up:
+            assert "COVERING INDEX" in step or "PRIMARY KEY" in step
+            assert "rowid=?" in step or "job_seq=?" in step
 
     on(tmp_path / "ledger.db", act)
 

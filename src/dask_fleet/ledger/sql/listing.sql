@@ -30,16 +30,25 @@ SELECT seq FROM clock_steps ORDER BY seq;
 -- first_created_from: The oldest job from some seq on.
 SELECT seq, created_us FROM jobs WHERE seq >= ? ORDER BY seq LIMIT 1;
 
--- rows_of: Of these candidates, the jobs that fit all conditions; a condition that is NULL is none.
+-- fitting: Those of the candidates that the other indexes hold as well, without reading a row; a condition that is NULL is none.
+SELECT candidate.value
+  FROM json_each(:candidates) AS candidate
+ WHERE (:state IS NULL OR EXISTS (
+           SELECT 1 FROM jobs INDEXED BY jobs_by_state
+            WHERE state = :state AND tenant = :tenant AND seq = candidate.value))
+   AND (:user IS NULL OR EXISTS (
+           SELECT 1 FROM jobs INDEXED BY jobs_by_user
+            WHERE tenant = :tenant AND user = :user AND seq = candidate.value))
+   AND (:service IS NULL OR EXISTS (
+           SELECT 1 FROM json_each(:endpoints) AS one CROSS JOIN jobs INDEXED BY jobs_by_endpoint
+            WHERE tenant = :tenant AND service = :service AND endpoint = one.value AND seq = candidate.value))
+   AND (:tag IS NULL OR EXISTS (
+           SELECT 1 FROM tags WHERE tenant = :tenant AND tag = :tag AND job_seq = candidate.value));
+
+-- rows_of: The jobs of these handles, in their order, that were created in that time; a bound that is NULL is none.
 SELECT jobs.seq, job_id, tenant, service, endpoint, version, params, user, pure, created_us, tags, run, state, attempt, agent,
        reason, opened_by, opened_us, started_us, finished_us, not_before_us, priority, deadline_us, policy, exceptions,
        faults, cancel_requested_by, failure, result_run, result_expires_us
-  FROM json_each(:candidates) AS candidate CROSS JOIN jobs ON jobs.seq = candidate.value
- WHERE (:state IS NULL OR state = :state)
-   AND (:service IS NULL OR service = :service)
-   AND (:endpoint IS NULL OR endpoint = :endpoint)
-   AND (:user IS NULL OR user = :user)
-   AND (:created_after_us IS NULL OR created_us >= :created_after_us)
-   AND (:created_before_us IS NULL OR created_us < :created_before_us)
-   AND (:tag IS NULL OR EXISTS (SELECT 1 FROM tags AS t WHERE t.tenant = jobs.tenant AND t.tag = :tag AND t.job_seq = jobs.seq))
- LIMIT :limit;
+  FROM json_each(:seqs) AS wanted CROSS JOIN jobs ON jobs.seq = wanted.value
+ WHERE (:created_after_us IS NULL OR created_us >= :created_after_us)
+   AND (:created_before_us IS NULL OR created_us < :created_before_us);
