@@ -15,14 +15,10 @@ from dask_fleet.protocol.frames import AttemptRef, Outcome, Start
 AttemptKey = tuple[int, int]
 """``(seq, attempt)``."""
 
-TIMEOUT_GRACE_S = 10.0
-"""How long a function may take to notice that its time is up, before its process is killed."""
-
-
 class Attempt:
     """An attempt that this agent holds. Times are of the monotonic clock."""
 
-    __slots__ = ("cancelled", "deadline", "grace_s", "kill_at", "start", "timed_out")
+    __slots__ = ("cancelled", "deadline", "kill_at", "start", "timed_out")
 
     def __init__(self, start: Start) -> None:
         self.start = start
@@ -32,7 +28,6 @@ class Attempt:
         """When its process is killed if it has not ended."""
         self.timed_out = False
         self.cancelled = False
-        self.grace_s = 0.0
 
     @property
     def key(self) -> AttemptKey:
@@ -53,10 +48,10 @@ class Attempt:
         self.cancelled = True
         self.kill_at = min(self.kill_at, now + grace_s)
 
-    def time_out(self, now: float) -> None:
+    def time_out(self, now: float, grace_s: float) -> None:
         """Its time is up."""
         self.timed_out = True
-        self.kill_at = min(self.kill_at, now + TIMEOUT_GRACE_S)
+        self.kill_at = min(self.kill_at, now + grace_s)
 
     @property
     def next_alarm(self) -> float:

@@ -45,6 +45,13 @@ class DaskRuntime:
         with self._pool.outside():
             return get(dsk, keys, pool=self._pool, **options)
 
+    def _coordinate(self, dsk: Any, keys: Any, **options: Any) -> Any:
+        """Compute from a thread that holds no place and for which nobody in a place waits."""
+        from dask.threaded import get
+
+        options.pop("num_workers", None)
+        return get(dsk, keys, pool=self._pool, **options)
+
     def compute(
         self, value: Any, *, report: Callable[[float, float, str], None], is_cancelled: Callable[[], bool]
     ) -> Any:
@@ -80,6 +87,6 @@ class DaskRuntime:
 
         def get(dsk: Any, keys: Any, **options: Any) -> Any:
             # Passed along, not registered: Dask keeps registered callbacks process-wide, where other jobs would feel them.
-            return self.get(dsk, keys, callbacks=[(None, count, stop, tick, None)], **options)
+            return self._coordinate(dsk, keys, callbacks=[(None, count, stop, tick, None)], **options)
 
         return dask.compute(value, scheduler=get)[0]

@@ -54,6 +54,7 @@ class Agent:
             launcher=self._launcher,
             nworkers=options.nworkers,
             nthreads=options.nthreads,
+            timeout_grace_s=options.timeout_grace_s,
             report=lambda frame: self._link.send(frame),  # noqa: PLW0108 - the link is made below
             deliver=self._deliver,
             discard=outbox.discard_spool,

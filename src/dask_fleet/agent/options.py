@@ -9,6 +9,8 @@ from pathlib import Path
 
 DEFAULT_ORPHAN_TIMEOUT_S = 60.0
 """Long enough for a server to be upgraded or to restart after a crash; short enough that no host runs for nobody."""
+DEFAULT_TIMEOUT_GRACE_S = 10.0
+"""A function that asks ``dask_fleet.cancelled()`` between its steps has time to put things in order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,14 +33,16 @@ class AgentOptions:
     """Threads of each, that is attempts it runs at once."""
     orphan_timeout_s: float = DEFAULT_ORPHAN_TIMEOUT_S
     """How long running attempts survive without a server."""
+    timeout_grace_s: float = DEFAULT_TIMEOUT_GRACE_S
+    """How long a function may take to notice that its time is up, before its process is killed."""
 
     def __post_init__(self) -> None:
         if (self.server is None) == (self.server_file is None):
             raise ValueError("give the agent exactly one of server and server_file")
         if self.nworkers < 1 or self.nthreads < 1:
             raise ValueError("nworkers and nthreads must be at least 1")
-        if self.orphan_timeout_s < 0:
-            raise ValueError("orphan_timeout_s must not be negative")
+        if self.orphan_timeout_s < 0 or self.timeout_grace_s < 0:
+            raise ValueError("orphan_timeout_s and timeout_grace_s must not be negative")
 
     @property
     def slots(self) -> int:
@@ -63,6 +67,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> AgentOptions:
     parser.add_argument("--nworkers", type=int, default=1)
     parser.add_argument("--nthreads", type=int, default=1)
     parser.add_argument("--orphan-timeout", type=float, default=DEFAULT_ORPHAN_TIMEOUT_S, metavar="SECONDS")
+    parser.add_argument("--timeout-grace", type=float, default=DEFAULT_TIMEOUT_GRACE_S, metavar="SECONDS")
     given = parser.parse_args(argv)
     try:
         return AgentOptions(
@@ -74,6 +79,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> AgentOptions:
             nworkers=given.nworkers,
             nthreads=given.nthreads,
             orphan_timeout_s=given.orphan_timeout,
+            timeout_grace_s=given.timeout_grace,
         )
     except ValueError as exc:
         parser.error(str(exc))

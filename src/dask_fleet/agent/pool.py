@@ -75,11 +75,16 @@ class PlacePool(Executor):
     def outside(self) -> Iterator[None]:
         """Leave the pool while the block waits for work of this same pool, then come back.
 
-        A thread that waited for its own pool in its place would deadlock as soon as all places wait. For a thread that is
-        not of the pool this does nothing.
+        A thread that waited for its own pool in its place would deadlock as soon as all places wait. A thread that is not of
+        the pool may have been started by a function that waits for it in its place: for as long as the block runs, there is
+        one place more.
         """
         if not getattr(self._here, "inside", False):
-            yield
+            self._add_thread()
+            try:
+                yield
+            finally:
+                self._queue.put(_Return())
             return
         self._here.inside = False
         self._add_thread()

@@ -61,6 +61,7 @@ class Supervisor:
         launcher: Launcher,
         nworkers: int,
         nthreads: int,
+        timeout_grace_s: float,
         report: Callable[[Ready | Progress], None],
         deliver: Callable[[Outcome], None],
         discard: Callable[[Outcome], None],
@@ -68,6 +69,7 @@ class Supervisor:
         self._launcher = launcher
         self._nworkers = nworkers
         self._nthreads = nthreads
+        self._timeout_grace_s = timeout_grace_s
         self._report = report
         self._deliver = deliver
         self._discard = discard
@@ -267,7 +269,7 @@ class Supervisor:
         placed = [self._attempts[key] for key in self._carriers]
         late, stuck = due(placed, now)
         for attempt in late:
-            attempt.time_out(now)
+            attempt.time_out(now, self._timeout_grace_s)
             start = attempt.start
             self._carriers[attempt.key].send(Cancel(start.seq, start.run, start.attempt))
         for attempt in stuck:

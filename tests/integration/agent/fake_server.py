@@ -180,12 +180,14 @@ def make_data_dir(data_dir: Path, *, token: str = TOKEN) -> Path:
 class AgentProcess:
     """``python -m dask_fleet.agent`` in a session of its own."""
 
-    def __init__(self, data_dir: Path, *, nworkers: int = 2, nthreads: int = 1, orphan_timeout_s: float = 30.0) -> None:
+    def __init__(self, data_dir: Path, *, nworkers: int = 2, nthreads: int = 1, orphan_timeout_s: float = 30.0,
+                 timeout_grace_s: float = 10.0) -> None:  # fmt: skip
         self.data_dir = data_dir
         command = [
             sys.executable, "-m", "dask_fleet.agent", "--server-file", str(data_dir / "server.json"),
             "--token-file", str(data_dir / "agent.token"), "--data-dir", str(data_dir),
             "--nworkers", str(nworkers), "--nthreads", str(nthreads), "--orphan-timeout", str(orphan_timeout_s),
+            "--timeout-grace", str(timeout_grace_s),
         ]  # fmt: skip
         with (data_dir / "agent.log").open("ab") as log:
             self.popen = subprocess.Popen(
