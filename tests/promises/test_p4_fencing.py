@@ -132,7 +132,7 @@ def test_a_real_agent_that_slept_past_its_time_is_refused(serve: Serve) -> None:
         ended = fleet.until(lambda: _ended(fleet, job["job_id"]), "the job to end", timeout_s=60)
         assert ended["status"] == "succeeded"
         attempts = fleet.request("GET", f"/v1/jobs/{job['job_id']}/attempts").json()
-        states = [attempt["state"] for attempt in attempts["attempts"]]
+        states = [attempt["status"] for attempt in attempts["attempts"]]
         assert states.count("succeeded") == 1
 
 

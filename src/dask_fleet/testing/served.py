@@ -27,6 +27,8 @@ MARK = "SERVED_FLEET"
 
 POLL_S = 0.02
 _LOG_TAIL_CHARS = 6_000
+_ALL_GONE_S = 10.0
+"""Within this time of the server's and the agent's end no process of them may be left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,7 +376,7 @@ class ServedFleet:
             # Its server was killed: an agent is right to go on for a while, so it is asked to end.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(agent, signal.SIGTERM)
-        deadline = time.monotonic() + 15.0
+        deadline = time.monotonic() + _ALL_GONE_S
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(POLL_S)
         if left and problem is None:

@@ -1,0 +1,92 @@
+"""Functions that sleep, fail, hang and die, for the tests of what survives."""
+
+import os
+import time
+from pathlib import Path
+
+from dask_fleet import Service, cancelled, progress
+
+service = Service("core")
+
+
+def note(text: str) -> None:
+    """Append a line to the file of starts."""
+    with Path(os.environ["CORE_STARTS"]).open("ab", buffering=0) as file:
+        file.write(f"{text}\n".encode())
+
+
+def wait_for_gate(name: str) -> None:
+    """Hold until the test makes a file of that name."""
+    gate = Path(os.environ["CORE_STARTS"]).with_name(name)
+    deadline = time.monotonic() + 60
+    while not gate.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(name)
+        time.sleep(0.01)
+
+
+@service.endpoint(timeout="2m")
+def gated(name: str) -> str:
+    """Run until the gate opens."""
+    note(name)
+    wait_for_gate(name)
+    return name
+
+
+@service.endpoint
+def quick(name: str) -> str:
+    """Note the start and be done."""
+    note(name)
+    return name
+
+
+@service.endpoint(cache="1s")
+def fleeting(name: str) -> float:
+    """Be kept for a second."""
+    note(name)
+    return time.time()
+
+
+@service.endpoint(retries=2)
+def flaky(name: str, failures: int) -> str:
+    """Fail that often, then succeed."""
+    note(name)
+    starts = Path(os.environ["CORE_STARTS"]).read_text().split().count(name)
+    if starts <= failures:
+        raise ValueError(f"start {starts} fails")
+    return name
+
+
+@service.endpoint(timeout="1s")
+def endless(name: str) -> str:
+    """Heed the wish to end, after the time is up."""
+    note(name)
+    while not cancelled():
+        time.sleep(0.01)
+    return "late"
+
+
+@service.endpoint
+def cooperative(name: str) -> str:
+    """Run until cancelled."""
+    note(name)
+    while not cancelled():
+        time.sleep(0.01)
+    return "ended by itself"
+
+
+@service.endpoint
+def stubborn(name: str) -> str:
+    """Heed nothing."""
+    note(name)
+    while True:
+        pass
+
+
+@service.endpoint
+def measured(name: str) -> str:
+    """Tell how far it is, and wait there."""
+    progress(3, 10, "a third")
+    note(name)
+    wait_for_gate(name)
+    return name
