@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from dask_fleet.controller.fair_queue import Lane
+from dask_fleet.controller.pipeline import Window
 from dask_fleet.protocol.frames import Progress, ServerFrame
 
 Send = Callable[[ServerFrame], None]
@@ -20,6 +21,10 @@ class HeldAttempt(msgspec.Struct, gc=False):
     seq: int
     run: int
     attempt: int
+    since: float = 0.0
+    """When it was given out, by the monotonic clock; 0 if another server did."""
+    alongside: int = 1
+    """How many the agent held then, this one included."""
     progress: Progress | None = None
 
 
@@ -37,6 +42,7 @@ class AgentHandle:
         self.problems: dict[str, str] = {}
         self.held: dict[AttemptKey, HeldAttempt] = {}
         self.reserved = 0
+        self.window = Window()
         self.pid = 0
         self.connected_since_us: int | None = None
         self._send: Send | None = None
@@ -48,10 +54,15 @@ class AgentHandle:
 
     @property
     def free(self) -> int:
-        """Slots that can be given out now."""
+        """Slots that nothing uses; negative while work is given ahead."""
         if self._send is None:
             return 0
         return self.slots - len(self.held) - self.reserved
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether a run may be given to it now: to a free slot, or ahead."""
+        return self._send is not None and self.slots > 0 and self.free + self.window.ahead > 0
 
     def can_run(self, lane: Lane) -> bool:
         """Whether its workers have loaded that service at that version."""
@@ -104,12 +115,11 @@ class Agents:
         self._by_id.pop(handle.agent_id, None)
 
     def choose(self, lane: Lane) -> AgentHandle | None:
-        """Return the agent with the most free slots that can run this lane, or ``None``."""
+        """Return the agent with the most free slots that can run this lane, or ``None`` if none takes more."""
         best: AgentHandle | None = None
-        free = 0
         for handle in self._by_id.values():
-            if handle.free > free and handle.can_run(lane):
-                best, free = handle, handle.free
+            if handle.takes_more and handle.can_run(lane) and (best is None or handle.free > best.free):
+                best = handle
         return best
 
     def free_for(self, lane: Lane) -> bool:

@@ -52,6 +52,7 @@ def after_attempt(
     * A wish to cancel turns every other end into ``cancelled``.
     * An exception is tried again as often as the endpoint's ``retries`` allow, a lost worker or agent
       ``INFRASTRUCTURE_RETRIES`` times; a time-out, invalid parameters and an unusable result never.
+    * What an agent gives back is queued again and charged to nobody.
     * A retry that could only begin after the deadline is not made.
     """
     exceptions, faults, not_before_us = False, False, 0
@@ -59,10 +60,10 @@ def after_attempt(
         event = RunEvent.SUCCEED
     elif job.cancel_requested_by is not None:
         event = RunEvent.CANCEL
+    elif state is AttemptState.CANCELLED:
+        # Nobody of the tenant asked: the agent gave it back, unbegun or because it was told to end. Nobody is to blame.
+        state, event = AttemptState.LOST, RunEvent.REQUEUE
     else:
-        if state is AttemptState.CANCELLED:
-            # Nobody of the tenant asked: the agent gave it up (it was told to end). Somebody else shall run it.
-            state = AttemptState.LOST
         failure = failure or Failure(cause=Cause.AGENT_LOST, message="the attempt was given up by its agent")
         event = RunEvent.FAIL
         wait_s = 0.0

@@ -78,7 +78,9 @@ class Dispatcher:
     def start(self, handle: AgentHandle, job: JobRecord) -> None:
         """Turn a reserved slot into a held attempt (it is durable already) and tell the agent to run it."""
         handle.reserved -= 1
-        handle.held[job.seq, job.attempt] = HeldAttempt(seq=job.seq, run=job.run, attempt=job.attempt)
+        handle.held[job.seq, job.attempt] = HeldAttempt(
+            seq=job.seq, run=job.run, attempt=job.attempt, since=self._clock.monotonic(), alongside=len(handle.held) + 1
+        )
         self.track(job)
         handle.send(start_frame(job))
         if job.cancel_requested_by is not None:

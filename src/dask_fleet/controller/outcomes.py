@@ -79,7 +79,12 @@ class Outcomes:
 
     async def _record(self, handle: AgentHandle, outcome: Outcome) -> None:
         # The agent's slot is free from now on; while the outcome is written, the next run is claimed in the same commit.
-        handle.held.pop((outcome.seq, outcome.attempt), None)
+        held = handle.held.pop((outcome.seq, outcome.attempt), None)
+        if outcome.state is AttemptState.CANCELLED and outcome.failure is None:
+            handle.window.given_back()
+        elif held is not None and held.since:
+            sojourn_s = self._clock.monotonic() - held.since
+            handle.window.ended(sojourn_s=sojourn_s, held=held.alongside, slots=handle.slots)
         job = self._dispatcher.by_seq.get(outcome.seq)
         current = (
             job is not None

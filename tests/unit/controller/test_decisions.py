@@ -104,10 +104,10 @@ def test_a_wish_to_cancel_turns_every_other_end_into_cancelled(state: AttemptSta
     assert ended(job, state, Cause.EXCEPTION).run_event is RunEvent.CANCEL
 
 
-def test_an_attempt_given_up_by_its_agent_is_run_again() -> None:
-    end = ended(JOB, AttemptState.CANCELLED)
+def test_an_attempt_given_back_by_its_agent_is_run_again_and_charged_to_nobody() -> None:
+    end = ended(msgspec.structs.replace(JOB, faults=INFRASTRUCTURE_RETRIES), AttemptState.CANCELLED)
     assert (end.attempt_state, end.run_event) == (AttemptState.LOST, RunEvent.REQUEUE)
-    assert end.failure is not None
+    assert (end.counts_as_exception, end.counts_as_fault, end.not_before_us) == (False, False, 0)
 
 
 def test_no_retry_begins_after_the_deadline() -> None:

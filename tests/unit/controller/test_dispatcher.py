@@ -28,10 +28,27 @@ async def test_no_more_attempts_than_slots() -> None:
         jobs = [await rig.submit(str(number)) for number in range(5)]
         assert len(side.attempts()) == 2
         for done, job in enumerate(jobs[:3], start=1):
+            await rig.advance(1.0)
             await side.deliver(outcome(job))
             assert len(side.attempts()) == 2 + done
             assert side.handle.free == 0
         assert [seq for seq, _ in side.attempts()] == [job.seq for job in jobs]
+
+
+@run
+async def test_short_jobs_are_given_ahead_and_come_back_when_a_long_one_holds_the_slot() -> None:
+    async with Rig() as rig:
+        side = rig.agent(slots=1)
+        jobs = [await rig.submit(str(number)) for number in range(9)]
+        await rig.advance(0.001)
+        await side.deliver(outcome(jobs[0]))
+        assert [seq for seq, _ in side.attempts()] == [job.seq for job in jobs[:7]]  # one on the slot, five ahead
+        back = [outcome(job, AttemptState.CANCELLED) for job in jobs[2:7]]
+        await side.deliver(*back)
+        assert len(side.attempts()) == 7
+        for job in jobs[2:7]:
+            now = await rig.job(job)
+            assert (now.state, now.faults, now.exceptions) == (RunState.QUEUED, 0, 0)
 
 
 @run
