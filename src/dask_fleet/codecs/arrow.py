@@ -13,7 +13,8 @@ MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 KIND_KEY = b"dask_fleet.kind"
 """Entry of the schema's metadata that says what to give back: ``dataframe``, ``series``, ``index`` or
 ``table``."""
-ROWS_AT_ONCE = 1_000
+VALUES_AT_ONCE = 20_000
+"""Of a rendering, as Python objects in memory."""
 ROWS_IN_BATCH = 65_536
 """So that a reader of the stream needs little memory at a time."""
 
@@ -100,11 +101,14 @@ def records_as_json(table: Any) -> Iterator[bytes]:
     from dask_fleet.codecs.json_values import to_json_value
 
     names = _record_names(table.schema)
-    for start in range(0, table.num_rows, ROWS_AT_ONCE):
-        piece = table.slice(start, ROWS_AT_ONCE)
+    if not names:
+        return  # Arrow does not count the rows of a table without columns
+    rows_at_once = max(1, VALUES_AT_ONCE // len(names))
+    for start in range(0, table.num_rows, rows_at_once):
+        piece = table.slice(start, rows_at_once)
         columns = [_json_column(piece.column(index)) for index, _ in names]
         keys = [name for _, name in names]
-        rows = [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)] if keys else [{}] * piece.num_rows
+        rows = [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
         yield write_json(to_json_value(rows, nan_as_null=True))[1:-1]
 
 

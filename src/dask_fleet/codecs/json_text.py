@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import sys
 from decimal import Decimal
@@ -12,7 +13,9 @@ from typing import Any
 
 from dask_fleet.codecs.errors import ResultNotSerializable
 
-MAX_INT_DIGITS = 1_000_000
+MAX_INT_DIGITS = 100_000
+"""Turning one into text takes time with the square of its digits: about 0.2 s for as many."""
+_BITS_OF_MOST_DIGITS = int(MAX_INT_DIGITS * math.log2(10))
 
 _writer = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"))
 
@@ -23,7 +26,7 @@ def write_json(value: Any) -> bytes:
     Raises
     ------
     ResultNotSerializable
-        If text in it holds half a surrogate pair, or a whole number has more than a million digits.
+        If text in it holds half a surrogate pair, or a whole number has more than 100,000 digits.
     """
     try:
         text = _writer.encode(value)
@@ -46,7 +49,7 @@ def _write_large_integers(value: Any) -> str:
 
     def replace(node: Any) -> Any:
         if type(node) is int and node.bit_length() > 14_000:
-            if node.bit_length() > MAX_INT_DIGITS * 3.33:
+            if node.bit_length() > _BITS_OF_MOST_DIGITS + 1:
                 raise ResultNotSerializable(f"a whole number has more than {MAX_INT_DIGITS:,} digits: return it as bytes")
             name = f"{mark}{len(digits)}"
             digits[f'"{name}"'] = format(Decimal(node), "f")
