@@ -18,7 +18,7 @@ AttemptKey = tuple[int, int]
 class Attempt:
     """An attempt that this agent holds. Times are of the monotonic clock."""
 
-    __slots__ = ("cancelled", "deadline", "kill_at", "start", "timed_out")
+    __slots__ = ("cancelled", "deadline", "kill_at", "start", "timed_out", "waits_until")
 
     def __init__(self, start: Start) -> None:
         self.start = start
@@ -26,6 +26,8 @@ class Attempt:
         """End of its time; counts from when a worker process has it."""
         self.kill_at = math.inf
         """When its process is killed if it has not ended."""
+        self.waits_until = math.inf
+        """When it is given back to the server if no process has taken it."""
         self.timed_out = False
         self.cancelled = False
 

@@ -92,6 +92,7 @@ class Agent:
 
     def _end_in(self, drain_s: float) -> None:
         """Begin to end; asked a second time, the drain is cut short."""
+        self._supervisor.take_no_more()
         if not self._told_to_end.done():
             self._told_to_end.set_result(drain_s)
         else:

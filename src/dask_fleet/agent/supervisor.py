@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 
 _RELAUNCH_S = (0.2, 30.0)
 """First and longest wait after a worker process died before it had loaded: nothing forks in a hot loop."""
+_GIVE_BACK_S = 0.1
+"""How long an attempt may wait here for a free thread. The server sends short jobs a little ahead; when long ones hold all
+threads, what waits behind them goes back, for another agent may be free."""
 _STOP_S = 5.0
 """How long an idle worker process may take to stop before it is killed."""
 
@@ -100,9 +103,12 @@ class Supervisor:
         for _ in range(self._nworkers):
             self._launch(0.0)
 
-    async def drain(self, timeout_s: float) -> None:
-        """Take no more attempts and wait until those under way have ended, at most `timeout_s`."""
+    def take_no_more(self) -> None:
+        """Refuse attempts from now on, and replace no worker process."""
         self._closing = True
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until all attempts under way have ended, at most `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
@@ -178,13 +184,14 @@ class Supervisor:
             return
         attempt = Attempt(start)
         if self._closing:
-            failure = Failure.bounded(Cause.AGENT_LOST, "its agent was shutting down")
-            self._deliver(ended(start, AttemptState.LOST, "", _now_us(), failure))
+            self._deliver(ended(start, AttemptState.CANCELLED, "", _now_us()))  # given back: nobody is to blame
             return
         self._attempts[key] = attempt
         self._idle.clear()
         if self._waiting or not self._place(attempt):
             self._waiting.append(attempt)
+            attempt.waits_until = self._loop.time() + _GIVE_BACK_S
+            self._set_alarm(attempt.waits_until)
             self._refuse_hopeless()
 
     def cancel(self, cancel: Cancel) -> None:
@@ -244,6 +251,16 @@ class Supervisor:
                 ended(start, AttemptState.FAILED, "", _now_us(), Failure.bounded(Cause.SERVICE_UNAVAILABLE, text))
             )
 
+    def _give_back(self, now: float) -> float:
+        """Return to the server what has waited too long behind others; returns when to look again."""
+        if self._waiting and any(worker.ready for worker in self._workers):
+            while self._waiting and self._waiting[0].waits_until <= now:
+                attempt = self._waiting.popleft()
+                self._forget(attempt)
+                self._deliver(ended(attempt.start, AttemptState.CANCELLED, "", _now_us()))
+            return self._waiting[0].waits_until if self._waiting else math.inf
+        return now + _GIVE_BACK_S if self._waiting else math.inf
+
     def _forget(self, attempt: Attempt) -> None:
         self._attempts.pop(attempt.key, None)
         worker = self._carriers.pop(attempt.key, None)
@@ -282,7 +299,9 @@ class Supervisor:
             worker.retiring = True
             worker.killed_because = "was killed because another attempt in it did not end in time"
             worker.kill()
+        again = self._give_back(now)
         self._set_alarm(min((attempt.next_alarm for attempt in placed), default=math.inf))
+        self._set_alarm(again)
 
     # ------------------------------------------------------------------ what worker processes say
 

@@ -60,6 +60,7 @@ class FakeServer:
         self.welcome = Welcome(ledger_id, targets if targets is not None else [str(SERVICE)], {})
         self.acknowledges = True
         self.accepts = True
+        self.refused = 0
         self.hellos: list[Hello] = []
         self.ready: list[Ready] = []
         self.outcomes: list[Outcome] = []
@@ -139,6 +140,7 @@ class FakeServer:
         if request.path != AGENTS_PATH or request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return connection.respond(HTTPStatus.UNAUTHORIZED, "no")
         if not self.accepts:
+            self.refused += 1
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "later")
         return None
 

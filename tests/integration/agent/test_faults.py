@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
-from tests.integration.agent.fake_server import agent_process, fleet, make_data_dir, run, until
+from tests.integration.agent.fake_server import FakeServer, agent_process, fleet, make_data_dir, run, until
 
 from dask_fleet.model.failure import Cause
 from dask_fleet.model.states import AttemptState
+from dask_fleet.protocol.frames import Welcome
 
 
 def test_a_worker_that_dies_loses_its_attempt_and_is_replaced(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def _read(path: Path) -> str:
 class TestTime:
     def test_a_function_that_returns_after_its_time_has_timed_out(self, tmp_path: Path) -> None:
         async def scene() -> None:
-            async with fleet(tmp_path / "data", nworkers=1) as (server, agent):
+            async with fleet(tmp_path / "data", nworkers=1) as (server, _agent):
                 pid = await server.value("pid")
                 outcome = await server.call("wait_until_cancelled", timeout_s=0.1, path=str(tmp_path / "it"))
                 assert outcome.state is AttemptState.FAILED
@@ -110,7 +111,7 @@ class TestTime:
 
     def test_a_deaf_function_costs_its_process(self, tmp_path: Path) -> None:
         async def scene() -> None:
-            async with fleet(tmp_path / "data", nworkers=1, nthreads=2, timeout_grace_s=0.2) as (server, agent):
+            async with fleet(tmp_path / "data", nworkers=1, nthreads=2, timeout_grace_s=0.2) as (server, _agent):
                 pid = await server.value("pid")
                 innocent = await server.start("wait_for", path=str(tmp_path / "gate"))
                 outcome = await server.call("deaf", timeout_s=0.1, path=str(tmp_path / "it"))
@@ -141,11 +142,6 @@ class TestLoading:
             module = tmp_path / "broken.py"
             module.write_text("import nothing_of_that_name\n")
             async with fleet(tmp_path / "data", nworkers=1) as (server, agent):
-                import msgspec
-
-                from dask_fleet.protocol.frames import Welcome
-
-                assert isinstance(server.welcome, Welcome)
                 welcome = msgspec.structs.replace(server.welcome, targets=[*server.welcome.targets, str(module)])
                 (pid,) = [w.pid for w in agent.workers()]
                 await server.send(msgspec.structs.replace(welcome, versions={"trial": "another"}))
@@ -163,9 +159,8 @@ class TestLoading:
 
     def test_a_busy_worker_is_replaced_after_its_attempt(self, tmp_path: Path) -> None:
         async def scene() -> None:
-            import msgspec
 
-            async with fleet(tmp_path / "data", nworkers=1) as (server, agent):
+            async with fleet(tmp_path / "data", nworkers=1) as (server, _agent):
                 gate = tmp_path / "gate"
                 start = await server.start("wait_for", path=str(gate))
                 await until(lambda: _read(tmp_path / "gate.started"))
@@ -180,8 +175,6 @@ class TestLoading:
 
     def test_a_module_that_kills_its_process_is_told_and_not_forked_in_a_hot_loop(self, tmp_path: Path) -> None:
         async def scene() -> None:
-            from dask_fleet.protocol.frames import Welcome
-            from tests.integration.agent.fake_server import FakeServer
 
             module = tmp_path / "deadly.py"
             module.write_text(f"import os\nopen({str(tmp_path / 'deaths')!r}, 'a').write('x')\nos._exit(9)\n")
@@ -202,13 +195,12 @@ class TestLoading:
 
 def test_a_stopped_worker_whose_attempt_is_cancelled_is_killed(tmp_path: Path) -> None:
     async def scene() -> None:
-        async with fleet(tmp_path / "data", nworkers=1) as (server, agent):
+        async with fleet(tmp_path / "data", nworkers=1) as (server, _agent):
             start = await server.start("wait_for", path=str(tmp_path / "gate"))
             pid = int(await until(lambda: _read(tmp_path / "gate.started")))
             os.kill(pid, signal.SIGSTOP)
             await server.cancel(start, grace_s=0.1)
             assert (await server.outcome(start)).state is AttemptState.CANCELLED
             assert await server.value("pid") != pid
-            await asyncio.sleep(0)
 
     run(scene)

@@ -113,13 +113,31 @@ def test_workers_see_neither_token_nor_stdin(one_thread: Shared) -> None:
     assert one_thread.do(lambda server: server.value("environment")) == {"token": False, "stdin": True}
 
 
-def test_more_attempts_than_slots_wait_their_turn(one_thread: Shared) -> None:
+def test_a_few_attempts_more_than_slots_wait_their_turn(one_thread: Shared) -> None:
     async def many(server):
-        starts = [server.make_start("double", n=n) for n in range(50)]
+        starts = [server.make_start("double", n=n) for n in range(20)]
         await server.send(*starts)
-        return [json.loads((await server.outcome(start)).body) for start in starts]
+        outcomes = [await server.outcome(start) for start in starts]
+        # On a host that stands still for a moment, the last ones may have gone back.
+        return [json.loads(o.body) for o in outcomes if o.state is not AttemptState.CANCELLED]
 
-    assert one_thread.do(many) == [2 * n for n in range(50)]
+    values = one_thread.do(many)
+    assert len(values) > 1
+    assert values == [2 * n for n in range(len(values))]
+
+
+def test_what_waits_behind_a_long_attempt_is_given_back(one_thread: Shared, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+
+    async def scene(server):
+        first = await server.start("wait_for", path=str(gate))
+        given_back = await server.call("double", n=1)
+        gate.touch()
+        return given_back, await server.outcome(first)
+
+    given_back, first = one_thread.do(scene)
+    assert (given_back.state, given_back.failure) == (AttemptState.CANCELLED, None)
+    assert first.state is AttemptState.SUCCEEDED
 
 
 class TestCancel:
