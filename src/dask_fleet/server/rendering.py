@@ -42,7 +42,7 @@ class Renderer:
     async def start(self, media_type: str, source: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         """Return the rendering of `source`, piece by piece; its first piece has come when this returns.
 
-        Both generators must be closed; closing the returned one ends the helper and closes `source`.
+        The returned generator must be closed, which ends the helper and closes `source`.
 
         Raises
         ------
@@ -54,13 +54,16 @@ class Renderer:
         """
         pieces = self._render(media_type, source)
         try:
-            first = await anext(pieces, b"")
+            await anext(pieces)
         except BaseException:
             await pieces.aclose()
             raise
-        return _with_first(first, pieces)
+        return pieces
 
     async def _render(self, media_type: str, source: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        """Yield an empty piece once the first one is there, then all. So `start` hands out a generator that has begun:
+        one that has not would, when closed, leave its helper running.
+        """
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(aclosing(source))
             try:
@@ -83,7 +86,11 @@ class Renderer:
             feeder = asyncio.create_task(_feed(process, source), name="render-feeder")
             listener = asyncio.create_task(_complaint(process), name="render-stderr")
             stack.push_async_callback(_cancel, feeder, listener)
+            begun = False
             while piece := await _in_time(process.stdout.read(_PIECE_BYTES)):
+                if not begun:
+                    begun = True
+                    yield b""
                 yield piece
             await _in_time(asyncio.gather(feeder, return_exceptions=True))
             status = await _in_time(process.wait())
@@ -95,13 +102,8 @@ class Renderer:
                     extra={"action": "rendering_failed", "media_type": media_type, "status": status},
                 )
                 raise InternalError("the result could not be rendered as JSON; take its stored form by the Accept header")
-
-
-async def _with_first(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    async with aclosing(rest):
-        yield first
-        async for piece in rest:
-            yield piece
+            if not begun:
+                yield b""
 
 
 async def _feed(process: asyncio.subprocess.Process, source: AsyncGenerator[bytes, None]) -> None:

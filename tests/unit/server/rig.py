@@ -226,7 +226,7 @@ class Rig:
 async def until(condition: Callable[[], Any], *, timeout_s: float = 5.0) -> None:
     """Let the loop turn until `condition` holds."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - conditions of many kinds, none with an event
             await asyncio.sleep(0.001)
 
 
