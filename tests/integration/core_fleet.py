@@ -20,17 +20,26 @@ class CoreFleet(ServedFleet):
 
     def starts(self, name: str) -> int:
         """Return how often the function was started with that name."""
-        return self._starts.read_text().split().count(name) if self._starts.exists() else 0
+        return self._starts.read_text().splitlines().count(name) if self._starts.exists() else 0
 
     def order(self) -> list[str]:
         """Return the names in order of their starts."""
-        return self._starts.read_text().split() if self._starts.exists() else []
+        return self._starts.read_text().splitlines() if self._starts.exists() else []
 
     def until_started(self, name: str, times: int = 1) -> None:
         self.until(lambda: self.starts(name) >= times, f"start {times} of {name}")
 
     def open_gate(self, name: str) -> None:
         self._starts.with_name(name).touch()
+
+    def shut_gate(self, name: str) -> None:
+        self._starts.with_name(name).unlink()
+
+    def open_all_gates(self) -> None:
+        """Let everything end that a test has left running, but for what has to be cancelled."""
+        for name in set(self.order()):
+            self.open_gate(name)
+        self.until(lambda: not (self.status()["queued"] or self.status()["running"]), "all jobs to end")
 
     def ended(self, job_id: str, *, timeout_s: float = 40.0) -> dict[str, Any]:
         """Return the document of a job once it has ended."""

@@ -51,7 +51,7 @@ def fleeting(name: str) -> float:
 def flaky(name: str, failures: int) -> str:
     """Fail that often, then succeed."""
     note(name)
-    starts = Path(os.environ["CORE_STARTS"]).read_text().split().count(name)
+    starts = Path(os.environ["CORE_STARTS"]).read_text().splitlines().count(name)
     if starts <= failures:
         raise ValueError(f"start {starts} fails")
     return name
