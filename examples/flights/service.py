@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 service = Service("flights")
 
 Origin = Literal["EWR", "JFK", "LGA"]
-Month = Annotated[int, Field(ge=1, le=12)]
+Month = Annotated[int, Field(ge=1, le=12, examples=[1])]
 Carrier = Annotated[str, Field(pattern="^[0-9A-Z]{2}$")]
 
 LATE_MIN = 15

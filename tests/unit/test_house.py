@@ -1,0 +1,69 @@
+"""The house rules that no linter of others knows."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "src" / "dask_fleet").rglob("*.py"))
+
+
+def test_imports_go_down_only() -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("lint-imports")), "--no-logo"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_file_is_too_long_or_called_utils() -> None:
+    assert SOURCES
+    long = {path.name: lines for path in SOURCES if (lines := len(path.read_text("utf-8").splitlines())) > 600}
+    assert not long
+    assert not [path for path in SOURCES if path.stem in {"utils", "util", "helpers", "common", "misc"}]
+
+
+@pytest.mark.parametrize("folder", ["agent", "backends", "client"])
+def test_dask_is_imported_where_it_may_be(folder: str) -> None:
+    """Complements the contracts of import-linter, which name the packages where it must not be."""
+    assert (ROOT / "src" / "dask_fleet" / folder).is_dir()
+    allowed = {"agent", "backends", "client"}
+    for path in SOURCES:
+        part = path.relative_to(ROOT / "src" / "dask_fleet").parts[0]
+        if part not in allowed:
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                assert not {name.split(".")[0] for name in names} & {"dask", "distributed"}, path
+
+
+def test_no_variable_that_dask_would_swallow() -> None:
+    """Dask reads every variable of that prefix into its configuration, which SSHCluster puts on command lines."""
+    for path in (*SOURCES, *(ROOT / "examples").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")):
+        found = re.findall(r"""["'](DASK_[A-Z_]+)""", path.read_text("utf-8"))
+        assert not found, (path, found)
+
+
+def test_nothing_is_ever_unpickled() -> None:
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {"pickle", "cloudpickle", "dill", "shelve"}, path
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.sh")), ids=lambda path: path.name)
+def test_scripts_are_posix_shell(script: Path) -> None:
+    assert script.read_text("utf-8").startswith("#!/bin/sh\n")
+    done = subprocess.run(["/bin/sh", "-n", str(script)], capture_output=True, text=True, timeout=10, check=False)
+    assert done.returncode == 0, done.stderr
