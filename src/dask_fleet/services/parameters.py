@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError, PydanticUserError
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, JsonSchemaWarningKind
-from pydantic_core import PydanticSerializationError, to_jsonable_python
+from pydantic_core import PydanticSerializationError, SchemaError, to_jsonable_python
 
 from dask_fleet.model.canonical import canonical_bytes
 from dask_fleet.model.errors import ServiceDefinitionError
@@ -55,7 +55,9 @@ class _StrictSchema(GenerateJsonSchema):
             value = sorted(value, key=canonical_bytes)
         try:
             canonical_bytes(value)
-        except (TypeError, ValueError) as exc:
+            # pydantic writes NaN as null, which would be another default.
+            canonical_bytes(to_jsonable_python(dft, inf_nan_mode="constants"))
+        except (TypeError, ValueError, PydanticSerializationError) as exc:
             raise _Untellable(f"the default {_shown(dft)} has no JSON form ({exc})") from None
         return value
 
@@ -161,7 +163,7 @@ def _model(fields: dict[str, Any], refuse: _Refusal, name: str) -> type[BaseMode
             f"{_first_line(exc)}: a request carries JSON; take numbers, text, lists, dicts, dataclasses or pydantic models"
             " (a table or an array: as lists, or as the name of a file that the function opens)",
         )
-    except (PydanticUserError, TypeError, NameError) as exc:
+    except (PydanticUserError, SchemaError, TypeError, NameError) as exc:
         refuse(name, f"pydantic cannot make a schema of its annotation: {_first_line(exc)}")
 
 
