@@ -68,7 +68,7 @@ def fleet(served: CoreFleet) -> Iterator[CoreFleet]:
 
 
 def post(fleet: CoreFleet, endpoint: str, name: str, *, token: str | None = None, **headers: str) -> str:
-    answer = fleet.post(f"core/{endpoint}", {"name": name}, token=token, **headers)
+    answer = fleet.post(f"core/{endpoint}", {"name": name}, wait=0, token=token, **headers)
     assert answer.status == 202, answer
     job_id: str = answer.json()["job_id"]
     return job_id

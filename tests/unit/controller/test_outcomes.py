@@ -185,7 +185,7 @@ def test_a_full_result_store_fails_the_attempt_and_it_is_tried_again(tmp_path: P
             async def no_space(*_: object, **__: object) -> str:
                 raise OSError(28, "No space left on device")
 
-            rig.controller.results.adopt = no_space  # type: ignore[method-assign,assignment]
+            rig.controller.results.adopt = no_space  # type: ignore[method-assign]
             digest = hashlib.sha256(b"x").hexdigest()
             await side.deliver(_spooled(job, spool="a", digest=digest, size=1))
             after = await rig.job(job)

@@ -7,6 +7,7 @@ import pytest
 from tests.unit.controller.rig import MANIFEST, Rig, outcome, ref, run
 
 from dask_fleet.model.errors import ProtocolError
+from dask_fleet.model.jobs import NewRun, Policy
 from dask_fleet.model.states import AttemptState, RunState
 from dask_fleet.protocol.frames import PROTOCOL_VERSION, Hello, Progress, Welcome
 
@@ -243,9 +244,7 @@ async def test_progress_is_kept_for_what_is_held_only() -> None:
         assert (seen.done, seen.text) == (3.0, "third")
 
 
-def _new() -> object:
-    from dask_fleet.model.jobs import NewRun, Policy
-
+def _new() -> NewRun:
     return NewRun(
         job_id="a" * 32, tenant="default", service="s", endpoint="f", version=MANIFEST.services[0].version, params=b"{}",
         user="ada", policy=Policy(),
