@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse
 
 from dask_fleet.model.manifest import EndpointManifest, Manifest, ServiceManifest
 from dask_fleet.server.banner import example_parameters
+from dask_fleet.server.doc_text import doc_html, inline_html
 from dask_fleet.server.openapi import duration
 from dask_fleet.server.openapi_parts import FIXED_PATHS
 from dask_fleet.server.schema_text import describe, limits
@@ -73,9 +74,20 @@ def signin_page(*, status_code: int) -> HTMLResponse:
     return page
 
 
+def signed_in_page() -> HTMLResponse:
+    """Return the page that leads on to the docs for a browser that came here from another site.
+
+    A ``SameSite=Strict`` cookie is not sent along when such a visit is redirected; from a page of ours it is.
+    """
+    nonce = _nonce()
+    body = '<main class="narrow"><h1>Signed in</h1><p><a href="/docs">Go on to the API</a></p></main>'
+    script = "location.replace('/docs');"
+    return _html("Signed in", f'{body}<script nonce="{nonce}">{script}</script>', nonce=nonce, status_code=200)
+
+
 def _service(service: ServiceManifest) -> str:
-    doc = f'<p class="doc">{escape(service.doc)}</p>' if service.doc else ""
-    return f"""<section class="service"><h1>{escape(service.name)} <small>version {escape(service.version)}</small></h1>{doc}
+    return f"""<section class="service"><h1>{escape(service.name)} <small>version {escape(service.version)}</small></h1>
+{doc_html(service.doc)}
 {"".join(_endpoint(service, endpoint) for endpoint in service.endpoints)}</section>"""
 
 
@@ -84,15 +96,14 @@ def _endpoint(service: ServiceManifest, endpoint: EndpointManifest) -> str:
     summary, _, rest = endpoint.doc.strip().partition("\n")
     example = json.dumps(example_parameters(endpoint.parameters), ensure_ascii=False)
     identifier = _anchor(service, endpoint)
-    more = f'<p class="doc">{escape(rest.strip())}</p>' if rest.strip() else ""
     return f"""<article id="{identifier}">
   <h2><b>POST</b> <code>{escape(path)}</code></h2>
-  <p class="summary">{escape(summary)}</p>{more}
+  <p class="summary">{inline_html(summary)}</p>{doc_html(rest)}
   {_parameters(endpoint)}
   <p class="facts">{"".join(f"<span>{escape(fact)}</span>" for fact in _facts(endpoint))}</p>
   <form class="try" data-path="{escape(path)}">
     <label for="{identifier}-body">Parameters (JSON)</label>
-    <textarea id="{identifier}-body" rows="3" spellcheck="false">{escape(example)}</textarea>
+    <textarea id="{identifier}-body" rows="2" spellcheck="false">{escape(example)}</textarea>
     <div class="bar"><button>Call</button><button type="button" data-cancel hidden>Cancel</button>
     <output aria-live="polite"></output></div>
     <div class="result" hidden></div>
@@ -116,7 +127,8 @@ def _parameters(endpoint: EndpointManifest) -> str:
         notes = "; ".join(part for part in (schema.get("description", ""), limits(schema, definitions)) if part)
         rows.append(
             f"<tr><th scope=row><code>{escape(name)}</code></th>"
-            f"<td><code>{escape(describe(schema, definitions))}</code></td><td>{default}</td><td>{escape(notes)}</td></tr>"
+            f"<td><code>{escape(describe(schema, definitions))}</code></td>"
+            f"<td>{default}</td><td>{inline_html(notes)}</td></tr>"
         )
     head = "<tr><th scope=col>parameter<th scope=col>type<th scope=col>default<th scope=col>meaning</tr>"
     return f'<div class="wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'

@@ -14,7 +14,7 @@ from dask_fleet.controller.controller import Controller
 from dask_fleet.model.errors import Forbidden, Unauthorized
 from dask_fleet.model.manifest import EndpointManifest, Manifest
 from dask_fleet.server.auth import Scope, principal_of, require
-from dask_fleet.server.docs_page import docs_page, signin_page
+from dask_fleet.server.docs_page import docs_page, signed_in_page, signin_page
 from dask_fleet.server.documents import encode_document
 from dask_fleet.server.methods import Methods
 from dask_fleet.server.openapi import openapi_document
@@ -108,13 +108,13 @@ class _Meta:
             session = self._sign_in.redeem(code)
         except Unauthorized:
             return signin_page(status_code=401)
-        headers = {
-            "Location": "/docs",
-            "Set-Cookie": set_cookie_header(session, secure=request.scope["scheme"] == "https"),
-            "Cache-Control": "no-store",
-            "Referrer-Policy": "no-referrer",  # the address held the code
-        }
-        return Response(status_code=303, headers=headers)
+        if request.headers.get("sec-fetch-site", "none") in {"none", "same-origin"}:
+            response = Response(status_code=303, headers={"Location": "/docs", "Cache-Control": "no-store"})
+        else:
+            response = signed_in_page()
+        response.headers["Set-Cookie"] = set_cookie_header(session, secure=request.scope["scheme"] == "https")
+        response.headers["Referrer-Policy"] = "no-referrer"  # the address held the code
+        return response
 
     async def new_link(self, request: Request) -> Response:
         principal = principal_of(request)

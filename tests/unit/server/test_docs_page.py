@@ -9,6 +9,7 @@ import pytest
 from tests.unit.server.rig import MANIFEST
 
 from dask_fleet.model.manifest import EndpointManifest, Manifest, ServiceManifest
+from dask_fleet.server.doc_text import doc_html
 from dask_fleet.server.docs_page import docs_page, signin_page
 from dask_fleet.server.schema_text import describe, limits
 
@@ -70,6 +71,22 @@ def test_each_endpoint_has_its_place_and_form() -> None:
     assert 'data-path="/v1/math/f"' in text
     assert "at least 0" in text
     assert "/v1/jobs/{job_id}/result" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("", ""),
+        ("One\nline.", '<p class="doc">One line.</p>'),
+        ("One.\n\n\n  \nTwo.", '<p class="doc">One.</p><p class="doc">Two.</p>'),
+        ("Of ``n`` and `m`.", '<p class="doc">Of <code>n</code> and <code>m</code>.</p>'),
+        ("- a\n- b", '<p class="doc kept">- a\n- b</p>'),
+        ("n\n    How many.", '<p class="doc kept">n\n    How many.</p>'),
+        ("`<b>` & <i>", '<p class="doc"><code>&lt;b&gt;</code> &amp; &lt;i&gt;</p>'),
+    ],
+)
+def test_docstrings_as_paragraphs(text: str, html: str) -> None:
+    assert doc_html(text) == html
 
 
 DEFS = {

@@ -75,6 +75,19 @@ def test_a_link_signs_in_once_and_leads_to_the_docs() -> None:
     run(main())
 
 
+def test_a_link_followed_from_another_site_leads_on_from_a_page_of_ours() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            link = (await rig.http.post("/v1/signin")).json()["url"]
+            browser = rig.client(None)
+            answer = await browser.get(link, headers={"Sec-Fetch-Site": "cross-site"})
+            assert answer.status_code == 200
+            assert "/docs" in answer.text
+            assert (await browser.get("/docs")).status_code == 200
+
+    run(main())
+
+
 @pytest.mark.parametrize("query", ["", "?code=", "?code=wrong", "?code=" + "x" * 5000, "?code=%FF"])
 def test_a_bad_link_says_how_to_get_a_good_one(query: str) -> None:
     async def main() -> None:

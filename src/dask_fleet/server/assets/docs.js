@@ -7,10 +7,7 @@ const WAIT_S = 15;
 async function ask(method, url, body, headers = {}) {
   const response = await fetch(url, { method, body, headers, credentials: "same-origin", redirect: "error" });
   const document_ = await response.json();
-  if (!response.ok) {
-    const fields = (document_.errors || []).map((e) => `${(e.loc || []).join(".")}: ${e.msg}`).join("; ");
-    throw new Error(`${document_.title || response.status}: ${document_.detail || ""}${fields ? " (" + fields + ")" : ""}`);
-  }
+  if (!response.ok) throw new Error(`${document_.title || response.status}: ${document_.detail || ""}`);
   return document_;
 }
 
@@ -18,11 +15,17 @@ function table(rows) {
   const names = Object.keys(rows[0]);
   const made = document.createElement("table");
   const head = made.createTHead().insertRow();
-  for (const name of names) head.append(Object.assign(document.createElement("th"), { textContent: name, scope: "col" }));
+  const kind = (name) => (typeof rows[0][name] === "number" ? "number" : "");
+  for (const name of names) {
+    head.append(Object.assign(document.createElement("th"), { textContent: name, scope: "col", className: kind(name) }));
+  }
   const body = made.createTBody();
   for (const row of rows.slice(0, 200)) {
     const line = body.insertRow();
-    for (const name of names) line.insertCell().textContent = typeof row[name] === "string" ? row[name] : JSON.stringify(row[name]);
+    for (const name of names) {
+      const textContent = typeof row[name] === "string" ? row[name] : JSON.stringify(row[name]);
+      Object.assign(line.insertCell(), { textContent, className: kind(name) });
+    }
   }
   return made;
 }
