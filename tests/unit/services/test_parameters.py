@@ -251,7 +251,8 @@ class WithFactory:
     ],
 )
 def test_what_a_manifest_cannot_express_names_place_and_cure(function: Callable[..., Any], message: str) -> None:
-    with pytest.raises(ServiceDefinitionError, match=rf"test_parameters\.py:\d+: {function.__name__}\(\).*{message}") as caught:
+    whole = rf"test_parameters\.py:\d+: {function.__name__}\(\).*{message}"
+    with pytest.raises(ServiceDefinitionError, match=whole) as caught:
         compile_parameters(function)
     assert "\n" not in caught.value.detail
     assert len(caught.value.detail) < 600

@@ -64,7 +64,7 @@ def rich(
     pair: tuple[float, int] = (0.5, 1),
     shares: dict[str, float] = {},  # noqa: B006
     level: Literal[1, 2] = 1,
-    mixed: str | float = 0,
+    mixed: int | str | float = 0,  # noqa: PYI041 - which branch comes first matters
     when: dt.datetime | None = None,
     amount: decimal.Decimal | None = None,
 ) -> None: ...
@@ -128,12 +128,13 @@ def test_no_body_is_an_empty_object() -> None:
 
 
 def test_schemas_that_refer_to_themselves_and_rare_keywords() -> None:
+    number = {"type": "number"}
     schema = {
         "type": "object",
         "properties": {
             "self": {"$ref": "#"},
-            "all": {"allOf": [{"properties": {"x": {"type": "number"}}}, {"properties": {"y": {"default": 1, "type": "number"}}}]},
-            "one": {"oneOf": [{"type": "string"}, {"type": "object", "properties": {"z": {"type": "number", "default": 1}}}]},
+            "all": {"allOf": [{"properties": {"x": number}}, {"properties": {"y": {**number, "default": 1}}}]},
+            "one": {"oneOf": [{"type": "string"}, {"type": "object", "properties": {"z": {**number, "default": 1}}}]},
             "any": True,
             "constant": {"const": 1},
         },
