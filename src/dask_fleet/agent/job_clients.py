@@ -17,7 +17,18 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
-_job_clients: ContextVar[MutableMapping[int, Any] | None] = ContextVar("fleet_job_clients", default=None)
+
+class _Table:
+    """A job's default clients. Few jobs have any, so the mapping is made when it is first written to."""
+
+    __slots__ = ("clients",)
+
+    def __init__(self) -> None:
+        self.clients: MutableMapping[int, Any] | None = None
+
+
+_NONE: MutableMapping[int, Any] = {}
+_job_clients: ContextVar[_Table | None] = ContextVar("fleet_job_clients", default=None)
 
 
 class _ClientsOfThisJob(MutableMapping[int, Any]):
@@ -27,14 +38,22 @@ class _ClientsOfThisJob(MutableMapping[int, Any]):
         self._process_wide = process_wide
 
     def _mine(self) -> MutableMapping[int, Any]:
-        mine = _job_clients.get()
-        return self._process_wide if mine is None else mine
+        table = _job_clients.get()
+        if table is None:
+            return self._process_wide
+        return _NONE if table.clients is None else table.clients
 
     def __getitem__(self, key: int) -> Any:
         return self._mine()[key]
 
     def __setitem__(self, key: int, client: Any) -> None:
-        self._mine()[key] = client
+        table = _job_clients.get()
+        if table is None:
+            self._process_wide[key] = client
+            return
+        if table.clients is None:
+            table.clients = weakref.WeakValueDictionary()
+        table.clients[key] = client
 
     def __delitem__(self, key: int) -> None:
         del self._mine()[key]
@@ -57,7 +76,7 @@ class _NoClient:
 
 def enter_job() -> None:
     """Give the current context (each job runs in one of its own) an empty table of default clients."""
-    _job_clients.set(weakref.WeakValueDictionary())
+    _job_clients.set(_Table())
 
 
 def own_client() -> Any | None:
