@@ -14,7 +14,8 @@ from typing import Any
 import jsonschema_rs
 
 Normalise = Callable[[Any], Any]
-"""Takes a value that fits its schema and may change it in place; returns the value in canonical form."""
+"""Takes a value that fits its schema and may change it in place; returns the value in canonical form.
+Defaults in it are shared by all values: write it out, do not change it."""
 
 _Schema = dict[str, Any] | bool
 
@@ -88,12 +89,12 @@ class _Compiler:
 
     def _members(self, schema: dict[str, Any]) -> Normalise | None:
         properties: dict[str, _Schema] = schema.get("properties", {})
-        defaults: list[tuple[str, Any]] = []
+        defaults: list[tuple[str, Any, Normalise | None]] = []
         known: list[tuple[str, Normalise]] = []
         for name, prop in properties.items():
             step = self.compile(prop)
             if isinstance(prop, dict) and "default" in prop:
-                defaults.append((name, prop["default"]))
+                defaults.append((name, prop["default"], step))
             if step is not None:
                 known.append((name, step))
         others = self.compile(schema["additionalProperties"]) if "additionalProperties" in schema else None
@@ -101,14 +102,11 @@ class _Compiler:
         others = others or (patterns[0] if len(patterns) == 1 else None)
         if not (defaults or known or others):
             return None
+        ready: dict[str, Any] = {}
 
         def members(value: Any) -> Any:
             if type(value) is not dict:
                 return value
-            for name, default in defaults:
-                if name not in value:
-                    # Copied, because the steps below change it in place.
-                    value[name] = copy.deepcopy(default) if isinstance(default, dict | list) else default
             name = ""
             try:
                 for name, step in known:
@@ -118,6 +116,13 @@ class _Compiler:
                     for name in value:
                         if name not in properties:
                             value[name] = others(value[name])
+                for name, default, step_ in defaults:
+                    if name not in value:
+                        if name not in ready:
+                            # Only now, because a model that contains itself is not compiled before.
+                            own = copy.deepcopy(default)
+                            ready[name] = own if step_ is None else step_(own)
+                        value[name] = ready[name]
             except NumberTooLarge as exc:
                 exc.loc.insert(0, name)
                 raise

@@ -41,7 +41,7 @@ class RequestValidator:
         return self.canonical_value(loads(body) if body else {})
 
     def canonical_value(self, value: Any) -> bytes:
-        """Do the same for a value that is decoded already; it is changed in place.
+        """Do the same for a value that is decoded already; hand it over, it is changed in place.
 
         Raises
         ------
