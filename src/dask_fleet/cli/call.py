@@ -57,7 +57,6 @@ def call(
     from dask_fleet.cli.durations import duration
     from dask_fleet.cli.output import print_json
     from dask_fleet.client import Client
-    from dask_fleet.client.options import MAX_WAIT_S
     from dask_fleet.config.durations import parse_duration
 
     timeout_s = None if timeout is None else duration("--timeout", timeout)
@@ -72,12 +71,11 @@ def call(
             held = None  # no duration, so a time: the server reads it
         body = {**_json_object(json_params), **_assigned(params, info)}
         try:
+            # Without waiting: from here on an interrupted caller can be told how to find the job.
             job = client.submit(
                 info.service,
                 info.name,
                 body,
-                # What is soon done is answered in one exchange; the bar appears for what is not.
-                wait=min(1.0, timeout_s if timeout_s is not None else MAX_WAIT_S) if wait else 0,
                 priority=priority,
                 deadline=deadline if held is None else held,
                 tags=tag or (),

@@ -19,7 +19,8 @@ def ago(text: str | None, now: datetime) -> str:
     """Return a time as ``5 s``, ``12 min``, ``3 h`` or ``4 d`` ago; nothing for none."""
     if not text:
         return ""
-    return f"{span((now - datetime.fromisoformat(text)).total_seconds())} ago"
+    seconds = (now - datetime.fromisoformat(text)).total_seconds()
+    return f"{span(float(round(seconds)))} ago" if seconds >= 1 else "now"
 
 
 def span(seconds: float) -> str:
@@ -81,17 +82,17 @@ def print_job(document: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]
     )
     if attempts:
         print_table(
-            ("run", "attempt", "state", "agent", "worker", "started", "finished", "failure"),
+            ("run", "attempt", "status", "agent", "worker", "started", "finished", "failure"),
             [
                 [
                     row.get("run"),
                     row.get("attempt"),
-                    status_text(str(row.get("state"))),
+                    status_text(str(row.get("status"))),
                     row.get("agent"),
                     row.get("worker"),
                     row.get("started_at"),
                     row.get("finished_at"),
-                    _failure_text(row.get("failure") or row.get("error") or {}),
+                    _failure_text(row.get("error") or {}),
                 ]
                 for row in attempts
             ],

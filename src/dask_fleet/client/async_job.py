@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dask_fleet.client.fan_out import TASK_PREFIX
 from dask_fleet.client.options import MAX_WAIT_S
 from dask_fleet.client.part_file import PartFile
 from dask_fleet.client.problems import job_error
@@ -131,7 +132,7 @@ class AsyncJob:
 
     async def reported(self, waiting: Awaitable[T], report: Report) -> T:
         """Return what `waiting` gives, telling `report` on the way how far the job is."""
-        follower = asyncio.create_task(self._follow(report), name=f"progress of {self.job_id}")
+        follower = asyncio.create_task(self._follow(report), name=f"{TASK_PREFIX}progress of {self.job_id}")
         try:
             return await waiting
         finally:
@@ -279,7 +280,8 @@ class AsyncJob:
         if response.status_code == 202:  # not yet
             self._document = response.json()
             return NOTHING
-        return await decode_beside(response.headers.get("content-type", JSON_MEDIA_TYPE), response.content)
+        media_type = response.headers.get("content-type", JSON_MEDIA_TYPE)
+        return await decode_beside(media_type, response.content, etag=response.headers.get("etag", ""))
 
     async def _pieces(self, media_type: str) -> AsyncIterator[bytes]:
         """Yield the result's bytes, resuming with a range where a connection breaks."""
@@ -290,13 +292,18 @@ class AsyncJob:
                 headers |= {"Range": f"bytes={offset}-", "If-Range": etag}
             try:
                 async with self._transport.stream(self._path("/result"), headers=headers) as response:
-                    if offset and response.status_code != 206:  # Partial Content
+                    whole = response.status_code != 206  # Partial Content
+                    if offset and whole and response.headers.get("etag") != etag:
                         raise _Changed
                     etag = response.headers.get("etag", "")
+                    known = offset if whole else 0  # a rendering has no ranges: what is there already comes again
                     async for piece in response.aiter_raw():
-                        offset += len(piece)
+                        fresh = piece[known:]
+                        known -= len(piece) - len(fresh)
+                        offset += len(fresh)
                         attempt, since = 0, time.monotonic()
-                        yield piece
+                        if fresh:
+                            yield fresh
                     return
             except _Changed:
                 raise ConnectionFailed("the result was replaced while it was read; read it again") from None

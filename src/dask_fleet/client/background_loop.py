@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from typing import Any, TypeVar, cast
 
 from dask_fleet.client.async_job import Report
+from dask_fleet.client.fan_out import TASK_PREFIX
 
 T = TypeVar("T")
 _STOP_S = 5.0
@@ -21,6 +22,7 @@ class BackgroundLoop:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
+        self._running: set[Coroutine[Any, Any, Any]] = set()
         self._pid = os.getpid()
         self._thread = threading.Thread(target=_serve, args=(self._loop,), name=name, daemon=True)
         self._thread.start()
@@ -74,7 +76,7 @@ class BackgroundLoop:
         if self._loop.is_closed() or os.getpid() != self._pid:
             return
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            future = asyncio.run_coroutine_threadsafe(_last(last), self._loop)
+            future = asyncio.run_coroutine_threadsafe(_last(self._running, last), self._loop)
             try:
                 future.result(_STOP_S)
             finally:
@@ -92,7 +94,10 @@ class BackgroundLoop:
         if refusal is not None:
             coroutine.close()
             raise RuntimeError(refusal)
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        self._running.add(coroutine)
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        future.add_done_callback(lambda _: self._running.discard(coroutine))
+        return future
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
@@ -113,11 +118,15 @@ async def _close(source: AsyncIterator[T]) -> None:
     await cast("AsyncGenerator[T, None]", source).aclose()
 
 
-async def _last(last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def _last(running: set[Coroutine[Any, Any, Any]], last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    # Only our own tasks are cancelled: they end the helpers that libraries made for them, in the way those expect.
+    # What was cancelled before may still be ending: it is in no list of ours any more, so all that runs is awaited.
     current = asyncio.current_task()
     others = [task for task in asyncio.all_tasks() if task is not current]
     for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+        if task.get_coro() in running or task.get_name().startswith(TASK_PREFIX):
+            task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=_STOP_S / 2)
     await last()
     await asyncio.sleep(0)  # transports close their sockets in the loop's next round

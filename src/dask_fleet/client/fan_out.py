@@ -9,6 +9,8 @@ from typing import TypeVar
 
 CONCURRENCY = 32
 """Requests of one call that are under way at once: enough to fill a group commit, few enough for one connection pool."""
+TASK_PREFIX = "fleet client: "
+"""Begins the names of the SDK's own tasks, so that closing a client finds those whose caller has gone."""
 LONG_WAIT_S = 50.0
 SHORT_WAIT_S = 1.0
 
@@ -28,7 +30,7 @@ async def bounded_map(function: Callable[[T], Awaitable[R]], items: Iterable[T],
         for index, item in feed:
             results[index] = await function(item)
 
-    tasks = [asyncio.create_task(work(), name=f"fan out {number}") for number in range(limit)]
+    tasks = [asyncio.create_task(work(), name=f"{TASK_PREFIX}fan out {number}") for number in range(limit)]
     try:
         await asyncio.gather(*tasks)
     finally:
@@ -67,7 +69,7 @@ async def in_completion_order(
                 ring.append(job)
 
     expected = left
-    tasks = [asyncio.create_task(work(), name=f"completion {number}") for number in range(pollers)]
+    tasks = [asyncio.create_task(work(), name=f"{TASK_PREFIX}completion {number}") for number in range(pollers)]
     try:
         for _ in range(expected):
             job, error = await finished.get()

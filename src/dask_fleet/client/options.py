@@ -129,7 +129,8 @@ def _json_form(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, timedelta):
         sign, whole = ("-", -value) if value < timedelta(0) else ("", value)
-        return f"{sign}P{whole.days}DT{whole.seconds}.{whole.microseconds:06d}S"  # an ISO 8601 duration, exact
+        part = f".{whole.microseconds:06d}".rstrip("0") if whole.microseconds else ""
+        return f"{sign}P{whole.days}DT{whole.seconds}{part}S"  # an ISO 8601 duration, exact
     if isinstance(value, uuid.UUID | PurePath | Decimal):
         return str(value)
     if isinstance(value, set | frozenset):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +19,7 @@ NOTHING = object()
 
 _DECODE_ON_LOOP_BYTES = 1 << 20
 _NULL_BYTES = 4
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def base_type(content_type: str) -> str:
@@ -44,11 +47,25 @@ def decode(content_type: str, body: bytes) -> Any:
         raise ResultCorrupt(f"the result cannot be read as {base_type(content_type)}: {exc}") from exc
 
 
-async def decode_beside(content_type: str, body: bytes) -> Any:
-    """Return `decode`; large results are decoded in a thread, so that the event loop goes on."""
+def checked_decode(content_type: str, body: bytes, etag: str) -> Any:
+    """Return `decode`, after comparing the bytes with their digest where the ETag is one (of the stored form it is).
+
+    Raises
+    ------
+    ResultCorrupt
+        If they were changed on their way.
+    """
+    tag = etag.strip('"')
+    if _DIGEST.fullmatch(tag) and hashlib.sha256(body).hexdigest() != tag:
+        raise ResultCorrupt("the result's bytes do not match their digest: they were changed on their way here")
+    return decode(content_type, body)
+
+
+async def decode_beside(content_type: str, body: bytes, *, etag: str) -> Any:
+    """Return `checked_decode`; large results are decoded in a thread, so that the event loop goes on."""
     if len(body) <= _DECODE_ON_LOOP_BYTES:
-        return decode(content_type, body)
-    return await asyncio.to_thread(decode, content_type, body)
+        return checked_decode(content_type, body, etag)
+    return await asyncio.to_thread(checked_decode, content_type, body, etag)
 
 
 def inline_value(document: Mapping[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dask_fleet.model.states import TERMINAL_STATES
 
+_COMMON = frozenset({"event_id", "run", "attempt", "kind", "at"})
 _TERMINAL = frozenset(str(state) for state in TERMINAL_STATES)
 
 
@@ -64,7 +65,8 @@ class EventParser:
             return None
         if not isinstance(document, dict):
             return None
-        inner = document.get("data")
+        # Events of the ledger have members of their own in ``data``; progress has them beside run and attempt.
+        inner = document.get("data", {name: value for name, value in document.items() if name not in _COMMON})
         return JobEvent(
             kind=str(kind or document.get("kind") or "message"),
             event_id=int(number) if number.isdecimal() else None,

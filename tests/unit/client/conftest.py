@@ -34,5 +34,5 @@ def stub(running: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("FLEET_TOKEN", stub_server.TOKEN)
     for held in (running.requests, running.faults, running.jobs, running.events, running.bodies):
         held.clear()
-    running.break_stream_after = 0
+    running.break_stream_after, running.ranges = 0, True
     return running

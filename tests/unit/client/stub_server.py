@@ -72,6 +72,7 @@ class Stub:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.events: dict[str, list[dict[str, Any]]] = {}
         self.bodies: dict[str, bytes] = {}
+        self.ranges = True
         self.break_stream_after = 0
         """Break an event stream after so many events (0: never)."""
         self.arrived = threading.Event()
@@ -98,7 +99,10 @@ class Stub:
         number = None if kind == "progress" else 1 + sum(event["event_id"] is not None for event in events)
         run = self.jobs[job_id]["run"]
         at = "2026-01-01T00:00:00Z"
-        events.append({"event_id": number, "run": run, "attempt": 1, "kind": kind, "at": at, "data": data or {}})
+        if kind == "progress":
+            events.append({"event_id": None, "run": run, "attempt": 1, "kind": kind, **(data or {})})
+        else:
+            events.append({"event_id": number, "run": run, "attempt": 1, "kind": kind, "at": at, "data": data or {}})
         if self.changed is not None:
             self.changed.set()
             self.changed.clear()
@@ -218,7 +222,7 @@ class Stub:
         job_id = request.path_params["job_id"]
         body = self.bodies[job_id]
         headers = {"ETag": '"abc"'}
-        if "range" in request.headers:
+        if "range" in request.headers and self.ranges:
             start = int(request.headers["range"].removeprefix("bytes=").rstrip("-"))
             return Response(body[start:], 206, headers, self.jobs[job_id]["result_media_type"])
         return Response(body, 200, headers, self.jobs[job_id]["result_media_type"])

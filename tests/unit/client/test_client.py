@@ -8,6 +8,7 @@ import inspect
 import json
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -165,6 +166,14 @@ def test_a_broken_download_is_resumed_where_it_broke(client: Client, stub: Any, 
     assert (tmp_path / "out").read_bytes() == b"a text of some length" * 10
     resumed = stub.requests[-1][2]
     assert (resumed["range"], resumed["if-range"]) == ("bytes=9-", '"abc"')
+
+
+def test_a_form_without_ranges_is_read_again_and_its_beginning_dropped(client: Client, stub: Any, tmp_path: Path) -> None:
+    job = client.math.words(4)
+    stub.ranges = False
+    stub.faults.append(b"a text of")
+    assert job.save(tmp_path / "out") == 210
+    assert (tmp_path / "out").read_bytes() == b"a text of some length" * 10
 
 
 def test_a_download_that_cannot_be_resumed_leaves_no_half_file(client: Client, stub: Any, tmp_path: Path) -> None:
@@ -333,6 +342,34 @@ def test_a_closed_client_says_so_and_leaves_no_thread(stub: Any) -> None:
     assert set(threading.enumerate()) == before
     with pytest.raises(RuntimeError, match="closed; make a new Client"):
         job.refresh_status()
+
+
+def test_closing_ends_what_is_still_waited_for(stub: Any) -> None:
+    before = set(threading.enumerate())
+    with Client() as client:
+        slow = client.math.slow(50)
+        order = iter(as_completed([slow, client.math.fibonacci(1)]))
+        next(order)
+        started = time.monotonic()
+    assert time.monotonic() - started < 2, "a held iterator must not keep the client from closing"
+    assert set(threading.enumerate()) == before
+    with pytest.raises(RuntimeError, match="closed"):
+        next(order)
+
+
+def test_an_interrupted_wait_leaves_nothing_behind(stub: Any) -> None:
+    async def connecting(client: AsyncClient, rounds: int) -> None:
+        waiting = asyncio.create_task(client.services(refresh=True), name="connecting")
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    for rounds in range(8):  # in the steps before, while and after a connection is made
+        client = Client()
+        client._loop.run(connecting(client._inner, rounds))
+        client.close()
+    gc.collect()
 
 
 def test_a_forgotten_client_leaves_no_thread(stub: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
 import json
 import math
 from datetime import UTC, date, datetime, timedelta
@@ -18,7 +19,7 @@ from dask_fleet.client.bars import bar_html, count_text
 from dask_fleet.client.options import encode_params
 from dask_fleet.client.problems import error_from, retry_after
 from dask_fleet.client.rendering import job_html, job_text
-from dask_fleet.client.results import NOTHING, decode, inline_value
+from dask_fleet.client.results import NOTHING, checked_decode, decode, inline_value
 from dask_fleet.client.retries import RetryPolicy
 from dask_fleet.client.schema_text import schema_text
 from dask_fleet.client.sse import EventParser
@@ -95,6 +96,16 @@ def test_events_are_parsed_as_the_standard_says() -> None:
     assert (event.kind, event.event_id, event.run, event.data) == ("started", 4, 2, {"a": 1})
 
 
+def test_progress_has_its_members_at_the_top() -> None:
+    parser = EventParser()
+    assert parser.feed("event: progress") is None
+    parser.feed('data: {"run": 1, "attempt": 3, "done": 2, "total": 4, "text": "x"}')
+    event = parser.feed("")
+    assert event is not None
+    assert (event.kind, event.event_id, event.attempt) == ("progress", None, 3)
+    assert event.data == {"done": 2, "total": 4, "text": "x"}
+
+
 class Colour(enum.Enum):
     RED = "red"
 
@@ -117,8 +128,8 @@ class Pair:
         (datetime(2030, 1, 1, tzinfo=UTC), '"2030-01-01T00:00:00+00:00"'),
         (Point(when=date(2030, 1, 1)), '{"when":"2030-01-01"}'),
         (Pair(1, date(2030, 1, 1)), '{"left":1,"right":"2030-01-01"}'),
-        (timedelta(days=1, seconds=2.5), '"P1DT2.500000S"'),
-        (-timedelta(seconds=1), '"-P0DT1.000000S"'),
+        (timedelta(days=1, seconds=2.5), '"P1DT2.5S"'),
+        (-timedelta(seconds=1), '"-P0DT1S"'),
         (np.int64(3), "3"),
         (np.arange(3), "[0,1,2]"),
         ({"b", "a"}, '["a","b"]'),
@@ -184,6 +195,14 @@ def test_a_tagged_number_becomes_itself_again() -> None:
     number, one = inline_value(document)
     assert math.isnan(number)
     assert one == 1.0
+
+
+def test_bytes_that_do_not_match_their_digest_are_refused() -> None:
+    digest = hashlib.sha256(b"[1]").hexdigest()
+    assert checked_decode("application/json", b"[1]", f'"{digest}"') == [1]
+    assert checked_decode("application/json", b"[2]", f'"{digest}-json"') == [2]
+    with pytest.raises(ResultCorrupt, match="changed on their way"):
+        checked_decode("application/json", b"[2]", f'"{digest}"')
 
 
 def test_a_result_nobody_here_can_read_says_so() -> None:
