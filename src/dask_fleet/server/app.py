@@ -45,7 +45,7 @@ class FleetApp:
         self._tokens = tokens
         self._sign_in = sign_in
         self._hosts = hosts
-        self._router: ASGIApp = Router(routes, redirect_slashes=False, default=_unknown)
+        self._router: ASGIApp = Router(routes, redirect_slashes=False, default=self._unknown)
         self._submissions = {
             f"/v1/{service.name}/{endpoint.name}": Submission(controller, service, endpoint)
             for service in controller.manifest.services
@@ -108,6 +108,18 @@ class FleetApp:
                 return principal
         raise unauthorized()
 
+    async def _unknown(self, scope: Any, _receive: Any, _send: Any) -> None:
+        """Answer what no route takes, naming what there is instead: the usual cause is a typing error."""
+        _, _, path = str(scope["path"]).partition("/v1/")
+        name, _, endpoint = path.partition("/")
+        services = {service.name: service for service in self._controller.manifest.services}
+        if name in services and endpoint:
+            known = ", ".join(each.name for each in services[name].endpoints)
+            raise NotFound(f"service {name!r} has no endpoint {endpoint[:80]!r}; it has: {known}")
+        if scope["method"] == "POST" and endpoint:
+            raise NotFound(f"no service {name[:80]!r} is served here; there is: {', '.join(services)}")
+        raise NotFound("no such page")
+
     # ------------------------------------------------------------------ websocket
 
     async def _websocket(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -164,8 +176,3 @@ def _of_router(exc: HTTPException) -> FleetError:
     if exc.status_code == 404:
         return NotFound("no such page")
     return BadRequest(exc.detail)
-
-
-async def _unknown(_scope: Any, _receive: Any, _send: Any) -> None:
-    """Answer what no route takes; the router's own default would answer in plain text."""
-    raise NotFound("no such page")
