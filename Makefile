@@ -51,6 +51,7 @@ clean: ## Remove .venv, caches and build products (never a data folder).
 $(VENV)/.installed: pyproject.toml constraints.txt scripts/ensure-venv.sh
 	@sh scripts/ensure-venv.sh $(VENV)
 	@echo "installing Fleet and its examples into $(VENV) (once; a minute or two)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --upgrade 'pip>=25'
 	@$(PIP_INSTALL) --editable '.[examples]'
 	@touch $@
 

@@ -23,7 +23,7 @@ if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null 2>&1; then
         rm -f /usr/sbin/policy-rc.d.fleet
     fi
     # shellcheck disable=SC2086  # a list of words
-    apt-get update -qq >&2 && apt-get install -y -qq --no-install-recommends $missing >&2 </dev/null || {
+    apt-get update -qq >/dev/null && apt-get install -y -qq --no-install-recommends $missing >/dev/null </dev/null || {
         printf 'could not install:%s; going on without\n' "$missing" >&2
     }
 else

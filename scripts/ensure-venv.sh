@@ -39,7 +39,7 @@ apt_install() {
     if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null 2>&1; then
         say "installing Debian packages: $*"
         export DEBIAN_FRONTEND=noninteractive
-        apt-get update -qq >&2 && apt-get install -y -qq --no-install-recommends "$@" >&2 </dev/null
+        apt-get update -qq >/dev/null && apt-get install -y -qq --no-install-recommends "$@" >/dev/null </dev/null
     else
         say "Cure: sudo apt-get update && sudo apt-get install --no-install-recommends $*"
         return 1
