@@ -77,6 +77,8 @@ def report(error: FleetError, *, as_json: bool = False) -> None:
     console.print(Text("error: ", style="bold red") + Text(printable(what), style="red"), soft_wrap=True)
     if isinstance(error, InvalidParameters | JobError):
         for line in fields_told(error):
+            if line in what:
+                continue  # a single field's fault is the whole message already
             console.print(Text(f"  {printable(line)}"), soft_wrap=True)
     if isinstance(error, JobError) and error.failure and error.failure.get("traceback"):
         console.print(Text(printable(error.failure["traceback"]).rstrip(), style="dim"), soft_wrap=True)
