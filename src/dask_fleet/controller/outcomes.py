@@ -50,7 +50,7 @@ class Outcomes:
         self._changes = changes
         self._recent = recent
         self._clock = clock
-        self._recording: set[tuple[int, int]] = set()
+        self._recording: dict[tuple[int, int], tuple[AgentHandle, asyncio.Future[bool]]] = {}
         self.stale = 0
         """Late writes refused by the fence since start."""
 
@@ -60,13 +60,23 @@ class Outcomes:
         Called twice for one attempt (an agent sends again what was not acknowledged), it records once.
         """
         key = (outcome.seq, outcome.attempt)
-        if key in self._recording:
-            return
-        self._recording.add(key)
-        try:
-            await self._record(handle, outcome)
-        finally:
-            self._recording.discard(key)
+        again = False
+        while (under_way := self._recording.get(key)) is not None:
+            # Sent again over a new connection, or given up as lost this very moment: what is being written comes first.
+            again = await asyncio.shield(under_way[1]) and under_way[0] is handle
+        if again:
+            handle.held.pop(key, None)  # its Hello may have listed it meanwhile
+            self._dispatcher.pump()
+        else:
+            written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            self._recording[key] = (handle, written)
+            try:
+                await self._record(handle, outcome)
+                written.set_result(True)
+            finally:
+                del self._recording[key]
+                if not written.done():
+                    written.set_result(False)
         handle.send(Ack(outcome.seq, outcome.attempt))
 
     async def lose(self, handle: AgentHandle, seq: int, run: int, attempt: int, message: str) -> None:

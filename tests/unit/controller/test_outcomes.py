@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.unit.controller.rig import Rig, outcome, run
+from tests.unit.controller.rig import Rig, outcome, ref, run
 
 from dask_fleet.model.errors import LedgerUnavailable
 from dask_fleet.model.failure import Cause
@@ -98,6 +99,54 @@ def test_a_late_outcome_is_refused_counted_and_acknowledged(moment: str, caplog:
     with caplog.at_level(logging.WARNING, "dask_fleet"):
         refused()
     assert [record.__dict__["attempt"] for record in caplog.records if record.__dict__.get("action") == "stale_epoch"] == [1]
+
+
+def _gated_finish(rig: Rig) -> asyncio.Event:
+    """Make the ledger's `finish` wait for the event that is returned."""
+    gate, finish = asyncio.Event(), rig.ledger.finish
+
+    async def gated(end: AttemptEnd) -> JobRecord | None:
+        await gate.wait()
+        return await finish(end)
+
+    rig.ledger.finish = gated  # type: ignore[method-assign]
+    return gate
+
+
+@run
+async def test_an_outcome_sent_again_while_it_is_written_takes_no_slot_for_ever() -> None:
+    async with Rig() as rig:
+        side = rig.agent()
+        job = await rig.submit()
+        gate = _gated_finish(rig)
+        await side.deliver(outcome(job))
+        side.drop()
+        again = rig.agent(held=[ref(job)])
+        await again.deliver(outcome(job))
+        assert again.acks() == []
+        gate.set()
+        await rig.settle()
+        assert (set(again.acks()), again.handle.free) == ({(job.seq, 1)}, 1)
+        assert (await rig.job(job)).state is RunState.SUCCEEDED
+        assert rig.controller.status()["stale_outcomes"] == 0
+
+
+@run
+async def test_an_agent_that_comes_back_as_it_is_given_up_is_refused_and_told() -> None:
+    async with Rig() as rig:
+        first = rig.agent("local-a")
+        job = await rig.submit()
+        gate = _gated_finish(rig)
+        first.drop()
+        rig.agent("local-b", ready=False)
+        await rig.settle()  # the loss is being written
+        back = rig.agent("local-a", held=[ref(job)], ready=False)
+        await back.deliver(outcome(job))
+        gate.set()
+        await rig.settle()
+        assert (back.acks(), back.handle.held) == ([(job.seq, 1)], {})
+        assert (await rig.job(job)).state is RunState.QUEUED
+        assert rig.controller.status()["stale_outcomes"] == 1
 
 
 @run
