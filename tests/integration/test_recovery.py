@@ -150,7 +150,9 @@ def test_a_second_server_on_the_folder_refuses_to_start(core: Core) -> None:
         program = Path(sys.executable).with_name("dask-fleet")
         command = [program, "serve", CORE, "--port", "0", "--data-dir", fleet.data_dir]
         env = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
-        second = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=30, check=False, env=env)
+        second = subprocess.run(
+            [str(part) for part in command], capture_output=True, text=True, timeout=30, check=False, env=env
+        )
         assert second.returncode == 1
         assert f"in use by process {fleet.server_pid()}" in " ".join(second.stderr.split())
         assert fleet.request("GET", "/readyz").status == 200
