@@ -26,7 +26,8 @@ class Shared:
         return asyncio.run_coroutine_threadsafe(whole(), self.loop).result()
 
 
-def _shared(data_dir: Path, **options: Any) -> Iterator[Shared]:
+def shared_fleet(data_dir: Path, **options: Any) -> Iterator[Shared]:
+    """A fleet for a fixture of wider scope."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="fake-server")
     thread.start()
@@ -46,10 +47,10 @@ def _shared(data_dir: Path, **options: Any) -> Iterator[Shared]:
 @pytest.fixture(scope="session")
 def one_thread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     """One worker process with one thread."""
-    yield from _shared(tmp_path_factory.mktemp("one") / "data", nworkers=1, nthreads=1)
+    yield from shared_fleet(tmp_path_factory.mktemp("one") / "data", nworkers=1, nthreads=1)
 
 
 @pytest.fixture(scope="session")
 def two_threads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     """One worker process with two threads."""
-    yield from _shared(tmp_path_factory.mktemp("two") / "data", nworkers=1, nthreads=2)
+    yield from shared_fleet(tmp_path_factory.mktemp("two") / "data", nworkers=1, nthreads=2)

@@ -110,6 +110,13 @@ def deaf(path: str) -> None:
 
 
 @service.endpoint()
+def keeps_the_interpreter(path: str) -> None:
+    """No other thread of the process ever runs again."""
+    Path(path + ".started").touch()
+    ctypes.PyDLL(None).sleep(1000)
+
+
+@service.endpoint()
 def spawns(path: str) -> None:
     child = subprocess.Popen(["sleep", "1000"])
     Path(path + ".draft").write_text(str(child.pid))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import psutil
 import pytest
+from tests.integration.agent.conftest import Shared, shared_fleet
 from tests.integration.agent.fake_server import FakeServer, agent_process, fleet, make_data_dir, run, until
 
 from dask_fleet.model.failure import Cause
@@ -16,53 +18,56 @@ from dask_fleet.model.states import AttemptState
 from dask_fleet.protocol.frames import Welcome
 
 
-def test_a_worker_that_dies_loses_its_attempt_and_is_replaced(tmp_path: Path) -> None:
-    async def scene() -> None:
-        async with fleet(tmp_path / "data", nworkers=1) as (server, agent):
-            for how, said in [("os._exit", "exit code 7"), ("segfault", "SIGSEGV"), ("kill", "SIGKILL")]:
-                outcome = await server.call("leaves", how=how)
-                assert outcome.state is AttemptState.LOST
-                assert outcome.failure is not None
-                assert outcome.failure.cause is Cause.WORKER_DIED
-                assert said in outcome.failure.message
-                assert await server.value("double", n=4) == 8
-            assert len(agent.workers()) == 1
-
-    run(scene)
+@pytest.fixture(scope="module")
+def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """One worker process with two threads; functions that do not listen have little time."""
+    yield from shared_fleet(tmp_path_factory.mktemp("mortal") / "data", nworkers=1, nthreads=2, timeout_grace_s=0.2)
 
 
-def test_neighbours_in_the_process_are_lost_with_it(tmp_path: Path) -> None:
-    async def scene() -> None:
-        async with fleet(tmp_path / "data", nworkers=1, nthreads=2) as (server, _):
-            neighbour = await server.start("wait_for", path=str(tmp_path / "gate"))
-            await until(lambda: (tmp_path / "gate.started").exists())
-            guilty = await server.call("leaves", how="kill")
-            assert guilty.state is AttemptState.LOST
-            assert (await server.outcome(neighbour)).state is AttemptState.LOST
+def test_a_worker_that_dies_loses_its_attempt_and_is_replaced(mortal: Shared, tmp_path: Path) -> None:
+    async def scene(server: FakeServer) -> None:
+        for how, said in [("os._exit", "exit code 7"), ("segfault", "SIGSEGV"), ("kill", "SIGKILL")]:
+            outcome = await server.call("leaves", how=how)
+            assert outcome.state is AttemptState.LOST
+            assert outcome.failure is not None
+            assert outcome.failure.cause is Cause.WORKER_DIED
+            assert said in outcome.failure.message
+            assert await server.value("double", n=4) == 8
+        assert len(mortal.agent.workers()) == 1
 
-    run(scene)
+    mortal.do(scene)
 
 
-def test_what_a_function_has_spawned_ends_with_its_process(tmp_path: Path) -> None:
-    async def scene() -> None:
-        async with fleet(tmp_path / "data", nworkers=1) as (server, _):
-            start = await server.start("spawns", path=str(tmp_path / "pid"))
-            await until(lambda: (tmp_path / "pid").exists())
-            child = psutil.Process(int((tmp_path / "pid").read_text()))
-            await server.cancel(start, grace_s=0.0)
-            assert (await server.outcome(start)).state is AttemptState.CANCELLED
-            await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, what="the child's end")
+def test_neighbours_in_the_process_are_lost_with_it(mortal: Shared, tmp_path: Path) -> None:
+    async def scene(server: FakeServer) -> None:
+        neighbour = await server.start("wait_for", path=str(tmp_path / "gate"))
+        await until(lambda: (tmp_path / "gate.started").exists())
+        guilty = await server.call("leaves", how="kill")
+        assert guilty.state is AttemptState.LOST
+        assert (await server.outcome(neighbour)).state is AttemptState.LOST
 
-    run(scene)
+    mortal.do(scene)
+
+
+def test_what_a_function_has_spawned_ends_with_its_process(mortal: Shared, tmp_path: Path) -> None:
+    async def scene(server: FakeServer) -> None:
+        start = await server.start("spawns", path=str(tmp_path / "pid"))
+        await until(lambda: (tmp_path / "pid").exists())
+        child = psutil.Process(int((tmp_path / "pid").read_text()))
+        await server.cancel(start, grace_s=0.0)
+        assert (await server.outcome(start)).state is AttemptState.CANCELLED
+        await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, what="the child's end")
+
+    mortal.do(scene)
 
 
 @pytest.mark.parametrize("victim", ["agent", "forkserver"])
 def test_kill_9_leaves_no_orphan(tmp_path: Path, victim: str) -> None:
-    """Also of a worker that is busy and reads nothing."""
+    """Not even of a worker that can notice nothing by itself, because C code keeps the interpreter."""
 
     async def scene() -> None:
         async with fleet(tmp_path / "data", nworkers=2) as (server, agent):
-            start = await server.start("deaf", path=str(tmp_path / "it"))
+            start = await server.start("keeps_the_interpreter", path=str(tmp_path / "it"))
             await until(lambda: (tmp_path / "it.started").exists())
             workers = agent.workers()
             assert len(workers) == 2
@@ -81,97 +86,83 @@ def test_kill_9_leaves_no_orphan(tmp_path: Path, victim: str) -> None:
     run(scene)
 
 
-def test_attempts_spread_over_the_processes(tmp_path: Path) -> None:
-    async def scene() -> None:
-        async with fleet(tmp_path / "data", nworkers=2, nthreads=2) as (server, _):
-            for name in ("a", "b"):
-                await server.start("wait_for", path=str(tmp_path / name))
-            pids = {await until(lambda n=n: _read(tmp_path / f"{n}.started")) for n in ("a", "b")}
-            assert len(pids) == 2
-
-    run(scene)
-
-
 def _read(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
 class TestTime:
-    def test_a_function_that_returns_after_its_time_has_timed_out(self, tmp_path: Path) -> None:
-        async def scene() -> None:
-            async with fleet(tmp_path / "data", nworkers=1) as (server, _agent):
-                pid = await server.value("pid")
-                outcome = await server.call("wait_until_cancelled", timeout_s=0.1, path=str(tmp_path / "it"))
-                assert outcome.state is AttemptState.FAILED
-                assert outcome.failure is not None
-                assert outcome.failure.cause is Cause.TIMEOUT
-                assert await server.value("pid") == pid  # it listened: its process was spared
+    def test_a_function_that_returns_after_its_time_has_timed_out(self, mortal: Shared, tmp_path: Path) -> None:
+        async def scene(server: FakeServer) -> None:
+            pid = await server.value("pid")
+            outcome = await server.call("wait_until_cancelled", timeout_s=0.1, path=str(tmp_path / "it"))
+            assert outcome.state is AttemptState.FAILED
+            assert outcome.failure is not None
+            assert outcome.failure.cause is Cause.TIMEOUT
+            assert await server.value("pid") == pid  # it listened: its process was spared
 
-        run(scene)
+        mortal.do(scene)
 
-    def test_a_deaf_function_costs_its_process(self, tmp_path: Path) -> None:
-        async def scene() -> None:
-            async with fleet(tmp_path / "data", nworkers=1, nthreads=2, timeout_grace_s=0.2) as (server, _agent):
-                pid = await server.value("pid")
-                innocent = await server.start("wait_for", path=str(tmp_path / "gate"))
-                outcome = await server.call("deaf", timeout_s=0.1, path=str(tmp_path / "it"))
-                assert outcome.failure is not None
-                assert (outcome.state, outcome.failure.cause) == (AttemptState.FAILED, Cause.TIMEOUT)
-                lost = await server.outcome(innocent)
-                assert lost.failure is not None
-                assert (lost.state, lost.failure.cause) == (AttemptState.LOST, Cause.WORKER_DIED)
-                assert "another attempt" in lost.failure.message
-                assert await server.value("pid") != pid
+    def test_a_deaf_function_costs_its_process(self, mortal: Shared, tmp_path: Path) -> None:
+        async def scene(server: FakeServer) -> None:
+            pid = await server.value("pid")
+            innocent = await server.start("wait_for", path=str(tmp_path / "gate"))
+            outcome = await server.call("deaf", timeout_s=0.1, path=str(tmp_path / "it"))
+            assert outcome.failure is not None
+            assert (outcome.state, outcome.failure.cause) == (AttemptState.FAILED, Cause.TIMEOUT)
+            lost = await server.outcome(innocent)
+            assert lost.failure is not None
+            assert (lost.state, lost.failure.cause) == (AttemptState.LOST, Cause.WORKER_DIED)
+            assert "another attempt" in lost.failure.message
+            assert await server.value("pid") != pid
 
-        run(scene)
+        mortal.do(scene)
 
-    def test_a_deaf_function_is_killed_when_cancelled(self, tmp_path: Path) -> None:
-        async def scene() -> None:
-            async with fleet(tmp_path / "data", nworkers=1) as (server, _):
-                start = await server.start("deaf", path=str(tmp_path / "it"))
-                await until(lambda: (tmp_path / "it.started").exists())
-                await server.cancel(start, grace_s=0.1)
-                assert (await server.outcome(start)).state is AttemptState.CANCELLED
+    def test_a_deaf_function_is_killed_when_cancelled(self, mortal: Shared, tmp_path: Path) -> None:
+        async def scene(server: FakeServer) -> None:
+            start = await server.start("deaf", path=str(tmp_path / "it"))
+            await until(lambda: (tmp_path / "it.started").exists())
+            await server.cancel(start, grace_s=0.1)
+            assert (await server.outcome(start)).state is AttemptState.CANCELLED
 
-        run(scene)
+        mortal.do(scene)
 
 
 class TestLoading:
-    def test_a_module_that_cannot_be_imported_is_a_problem_and_mended_by_the_next_welcome(self, tmp_path: Path) -> None:
-        async def scene() -> None:
+    def test_a_module_that_cannot_be_imported_is_a_problem_until_it_is_mended(
+        self, mortal: Shared, tmp_path: Path
+    ) -> None:
+        async def scene(server: FakeServer) -> None:
             module = tmp_path / "broken.py"
             module.write_text("import nothing_of_that_name\n")
-            async with fleet(tmp_path / "data", nworkers=1) as (server, agent):
-                welcome = msgspec.structs.replace(server.welcome, targets=[*server.welcome.targets, str(module)])
-                (pid,) = [w.pid for w in agent.workers()]
-                await server.send(msgspec.structs.replace(welcome, versions={"trial": "another"}))
-                ready = await until(lambda: server.ready[-1].problems and server.ready[-1])
-                assert "nothing_of_that_name" in ready.problems[str(module)]
-                assert "changed" in ready.problems["trial"]
-                assert [w.pid for w in agent.workers()] != [pid]
-                module.write_text("from dask_fleet import Service\nservice = Service('mended')\n"
-                                  "@service.endpoint()\ndef one() -> int:\n    return 1\n")  # fmt: skip
-                await server.send(msgspec.structs.replace(welcome, versions={"trial": server.version}))
-                ready = await until(lambda: "mended" in server.ready[-1].versions and server.ready[-1])
-                assert ready.problems == {}
+            welcome = msgspec.structs.replace(server.welcome, targets=[*server.welcome.targets, str(module)])
+            (pid,) = [w.pid for w in mortal.agent.workers()]
+            await server.send(msgspec.structs.replace(welcome, versions={"trial": "another"}))
+            ready = await until(lambda: server.ready[-1].problems and server.ready[-1])
+            assert "nothing_of_that_name" in ready.problems[str(module)]
+            assert "changed" in ready.problems["trial"]
+            assert [w.pid for w in mortal.agent.workers()] != [pid]
+            module.write_text("from dask_fleet import Service\nservice = Service('mended')\n"
+                              "@service.endpoint()\ndef one() -> int:\n    return 1\n")  # fmt: skip
+            await server.send(msgspec.structs.replace(welcome, versions={"trial": server.version}))
+            ready = await until(lambda: "mended" in server.ready[-1].versions and server.ready[-1])
+            assert ready.problems == {}
 
-        run(scene)
+        mortal.do(scene)
 
-    def test_a_busy_worker_is_replaced_after_its_attempt(self, tmp_path: Path) -> None:
-        async def scene() -> None:
+    def test_a_busy_worker_is_replaced_after_its_attempt(self, mortal: Shared, tmp_path: Path) -> None:
+        async def scene(server: FakeServer) -> None:
 
-            async with fleet(tmp_path / "data", nworkers=1) as (server, _agent):
-                gate = tmp_path / "gate"
-                start = await server.start("wait_for", path=str(gate))
-                await until(lambda: _read(tmp_path / "gate.started"))
-                await server.send(msgspec.structs.replace(server.welcome, versions={"trial": "another"}))
-                await until(lambda: server.ready[-1].slots == 0)
-                gate.touch()
-                assert (await server.outcome(start)).state is AttemptState.SUCCEEDED
-                await until(lambda: server.ready[-1].slots == 1)
-                assert str(await server.value("pid")) != _read(tmp_path / "gate.started")
+            gate = tmp_path / "gate"
+            start = await server.start("wait_for", path=str(gate))
+            await until(lambda: _read(tmp_path / "gate.started"))
+            await server.send(msgspec.structs.replace(server.welcome, versions={"trial": "another"}))
+            await until(lambda: server.ready[-1].slots == 0)
+            gate.touch()
+            assert (await server.outcome(start)).state is AttemptState.SUCCEEDED
+            await until(lambda: server.ready[-1].slots == 2)
+            assert str(await server.value("pid")) != _read(tmp_path / "gate.started")
 
-        run(scene)
+        mortal.do(scene)
 
     def test_a_module_that_kills_its_process_is_told_and_not_forked_in_a_hot_loop(self, tmp_path: Path) -> None:
         async def scene() -> None:
@@ -193,14 +184,13 @@ class TestLoading:
         run(scene)
 
 
-def test_a_stopped_worker_whose_attempt_is_cancelled_is_killed(tmp_path: Path) -> None:
-    async def scene() -> None:
-        async with fleet(tmp_path / "data", nworkers=1) as (server, _agent):
-            start = await server.start("wait_for", path=str(tmp_path / "gate"))
-            pid = int(await until(lambda: _read(tmp_path / "gate.started")))
-            os.kill(pid, signal.SIGSTOP)
-            await server.cancel(start, grace_s=0.1)
-            assert (await server.outcome(start)).state is AttemptState.CANCELLED
-            assert await server.value("pid") != pid
+def test_a_stopped_worker_whose_attempt_is_cancelled_is_killed(mortal: Shared, tmp_path: Path) -> None:
+    async def scene(server: FakeServer) -> None:
+        start = await server.start("wait_for", path=str(tmp_path / "gate"))
+        pid = int(await until(lambda: _read(tmp_path / "gate.started")))
+        os.kill(pid, signal.SIGSTOP)
+        await server.cancel(start, grace_s=0.1)
+        assert (await server.outcome(start)).state is AttemptState.CANCELLED
+        assert await server.value("pid") != pid
 
-    run(scene)
+    mortal.do(scene)
