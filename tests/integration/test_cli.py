@@ -138,9 +138,10 @@ def test_ctrl_c_leaves_a_job_that_goes_on(run: Run, fleet: ServedFleet, environ:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
-    job_id = err.split()[-1]
+    assert "dask-fleet jobs" in err, "it says how to find the job, whether or not the answer had arrived"
+    (found,) = json.loads(run("jobs", "list", "--endpoint", "cli.until", "--json").stdout)
     (tmp_path / "go").touch()
-    assert run("jobs", "result", job_id).stdout.strip() == "there"
+    assert run("jobs", "result", found["job_id"]).stdout.strip() == "there"
 
 
 def test_the_doctor_is_content(run: Run) -> None:

@@ -83,6 +83,9 @@ def call(
             )
         except ValueError as exc:
             raise BadRequest(str(exc)) from None
+        except KeyboardInterrupt:
+            sys.stderr.write("\nThe server had not answered yet. Whether it has the job: dask-fleet jobs list\n")
+            raise
         if not wait:
             if as_json:
                 print_json(job.document)

@@ -333,7 +333,10 @@ class _Server(uvicorn.Server):
 def running_stub() -> Iterator[Stub]:
     """Serve a stub on a free port in a thread; when this ends, so have the thread and its sockets."""
     stub = Stub()
-    listener = socket.create_server(("127.0.0.1", 0))
+    # With the protocol named, asyncio sets TCP_NODELAY; without, each answer would wait 40 ms for an acknowledgement.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(128)
     stub.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     config = uvicorn.Config(
         stub.app, log_level="critical", interface="asgi3", lifespan="off", ws="none", timeout_graceful_shutdown=0
