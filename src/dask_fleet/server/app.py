@@ -11,10 +11,11 @@ from starlette.routing import BaseRoute, Router
 from starlette.types import ASGIApp
 
 from dask_fleet.controller.controller import Controller
-from dask_fleet.model.errors import BadRequest, FleetError, MethodNotAllowed, NotFound
+from dask_fleet.model.errors import BadRequest, FleetError, MethodNotAllowed, NotFound, Unauthorized
 from dask_fleet.server.agents import AGENTS_PATH, serve_agent
 from dask_fleet.server.auth import Principal, Scope, TokenAuthenticator, require, unauthorized
 from dask_fleet.server.body import ClientDisconnectedError
+from dask_fleet.server.docs_page import signin_page
 from dask_fleet.server.hosts import HostCheck
 from dask_fleet.server.problems import internal_problem, problem_bytes, problem_headers
 from dask_fleet.server.signin import SignIn
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/signin"})
 """What needs no token: a word each for load balancers, and the one-time link. Everything else does."""
+
+PAGES = frozenset({"/", "/docs"})
+"""What people open in a browser: without a session they are told how to sign in, not sent a problem document."""
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -163,8 +167,13 @@ async def _answer_error(exc: Exception, scope: Any, send: Send) -> None:
             log.error("request failed", exc_info=exc, extra={"action": "request_failed", "code": exc.code})
     else:
         error, instance = internal_problem(exc, path=scope["path"])
-    body = problem_bytes(error, instance=instance)
-    await send({"type": "http.response.start", "status": error.status, "headers": problem_headers(error, len(body))})
+    if isinstance(error, Unauthorized) and scope["path"] in PAGES:
+        page = signin_page(status_code=error.status)
+        body, headers = bytes(page.body), page.raw_headers
+    else:
+        body = problem_bytes(error, instance=instance)
+        headers = problem_headers(error, len(body))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 

@@ -147,6 +147,10 @@ COMMON_SCHEMAS: dict[str, Any] = {
             "error": or_null(ref("schemas", "Failure")),
         }
     ),
+    "Event": {
+        **_object({name: {"type": "string"} for name in ("event", "id", "data")}, optional=("event", "id", "data")),
+        "description": "One server-sent event: its kind, its id (not of `progress`), and its data as JSON text.",
+    },
     "Problem": {
         **_object(
             {
@@ -306,7 +310,7 @@ FIXED_PATHS: dict[str, Any] = {
         responses={
             "200": {
                 "description": "The events of the ledger with their ids, and `progress` without; ends with the job.",
-                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                "content": {"text/event-stream": {"schema": ref("schemas", "Event")}},
             },
             "204": {"description": "All has been told."},
             **_USUAL,

@@ -76,7 +76,11 @@ def parse_options(headers: Headers, query: bytes, *, now_us: int) -> CallOptions
                 raise BadRequest("the header Idempotency-Key must be 1 to 255 visible ASCII characters")
             options.idempotency_key = key
     if query:
-        for name_, value_ in parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=10):
+        try:
+            pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=10)
+        except ValueError as exc:
+            raise BadRequest("the query string has too many parameters (known: refresh=true)") from exc
+        for name_, value_ in pairs:
             if name_ != "refresh" or value_ not in _TRUE | _FALSE:
                 raise BadRequest(f"unknown query parameter or value: {name_[:40]}={value_[:40]} (known: refresh=true)")
             if options is _NO_OPTIONS:

@@ -88,6 +88,20 @@ def test_a_link_followed_from_another_site_leads_on_from_a_page_of_ours() -> Non
     run(main())
 
 
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_a_browser_that_is_not_signed_in_is_told_how_to(path: str) -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            answer = await rig.client(None).get(path)
+            assert answer.status_code == 401
+            assert answer.headers["content-type"].startswith("text/html")
+            assert answer.headers["www-authenticate"].startswith("Bearer")
+            assert "/v1/signin" in answer.text
+            assert "math" not in answer.text
+
+    run(main())
+
+
 @pytest.mark.parametrize("query", ["", "?code=", "?code=wrong", "?code=" + "x" * 5000, "?code=%FF"])
 def test_a_bad_link_says_how_to_get_a_good_one(query: str) -> None:
     async def main() -> None:
