@@ -8,7 +8,7 @@ what jobs take, and an agent gives back what it could not begin at once.
 
 from __future__ import annotations
 
-AHEAD_S = 0.005
+AHEAD_S = 0.01
 """Work to have at hand: more than a round trip with its commit, less than anybody notices."""
 MOST_AHEAD = 64
 _WEIGHT = 0.1
