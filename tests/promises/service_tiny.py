@@ -1,6 +1,7 @@
 """The service that the promises are proven with: so small that Fleet itself is all there is to see."""
 
 import os
+import time
 from pathlib import Path
 
 from dask_fleet import Service
@@ -25,3 +26,14 @@ def once(n: int) -> dict[str, int]:
     """Note that it was started, and by which process."""
     note_start(str(n))
     return {"n": n, "pid": os.getpid()}
+
+
+@service.endpoint
+def gated(n: int) -> int:
+    """Wait until the test opens the gate; tell the how-manieth start this is."""
+    note_start(str(n))
+    start = len(Path(os.environ["TINY_STARTS"]).read_text().split())
+    gate, deadline = Path(os.environ["TINY_STARTS"] + ".gate"), time.monotonic() + 60
+    while not gate.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return start

@@ -6,9 +6,10 @@ import asyncio
 import os
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
-from tests.promises.form import FULL, Record, Serve
+from tests.promises.form import FULL, Record, Serve, Starts
 
 from dask_fleet.protocol.frames import Start
 from dask_fleet.testing.fake_agent import FakeAgent, ref, succeeded
@@ -116,28 +117,29 @@ def test_the_checker_notices_a_missing_fence(serve: Serve, record_property: Reco
 
 
 @pytest.mark.slow
-def test_a_real_agent_that_slept_past_its_time_is_refused(serve: Serve) -> None:
-    """SIGSTOP, longer than the server waits for it; SIGCONT: its attempts ended elsewhere, its own are refused."""
+def test_a_real_agent_that_slept_past_its_time_is_refused(
+    serve: Serve, starts: Starts, tmp_path: Path, record_property: Record
+) -> None:
+    """SIGSTOP while its worker ends a job; it is given up; SIGCONT: it delivers that, and nobody takes it."""
     with serve(args=("--nworkers", "1", "--orphan-timeout", "2")) as fleet:
+        job_id = fleet.post("tiny/gated", {"n": 1}).json()["job_id"]
+        fleet.until(starts, "the start")
         agent = fleet.agent_pid()
         assert agent is not None
         os.kill(agent, signal.SIGSTOP)
         try:
-            job = fleet.post("tiny/once", {"n": 1}).json()
-            assert job["status"] in {"queued", "running"}
+            (tmp_path / "starts.gate").touch()
+            # Its silence is noticed after 30 s, and it is given up another 7 s later.
+            fleet.until(lambda: fleet.job(job_id)["status"] == "queued", "the loss", timeout_s=60)
         finally:
-            # The silence is noticed after 30 s, the agent given up another 7 s later.
-            fleet.until(lambda: fleet.job(job["job_id"])["attempt"] != 1 or _lost(fleet), "the loss", timeout_s=60)
             os.kill(agent, signal.SIGCONT)
-        ended = fleet.until(lambda: _ended(fleet, job["job_id"]), "the job to end", timeout_s=60)
-        assert ended["status"] == "succeeded"
-        attempts = fleet.request("GET", f"/v1/jobs/{job['job_id']}/attempts").json()
-        states = [attempt["status"] for attempt in attempts["attempts"]]
-        assert states.count("succeeded") == 1
-
-
-def _lost(fleet: ServedFleet) -> bool:
-    return "action=agent_lost" in (fleet.data_dir / "serve.err").read_text()
+        ended = fleet.until(lambda: _ended(fleet, job_id), "the job to end", timeout_s=60)
+        assert (ended["status"], ended["attempt"], ended["result"]) == ("succeeded", 2, 2)
+        attempts = fleet.request("GET", f"/v1/jobs/{job_id}/attempts").json()["attempts"]
+        assert [attempt["status"] for attempt in attempts] == ["lost", "succeeded"]
+        figures = {"starts": len(starts()), "refused": fleet.status()["stale_outcomes"]}
+        record_property("figures", figures)
+        assert figures == {"starts": 2, "refused": 1}
 
 
 def _ended(fleet: ServedFleet, job_id: str) -> dict[str, object] | None:
