@@ -176,6 +176,7 @@ class Supervisor:
                 self._retire(worker)
         self._tell_ready()
         self._place_waiting()
+        self._refuse_hopeless()
 
     def start(self, start: Start) -> None:
         """Take an attempt. One that is here already (the server repeated itself) is not run twice."""
@@ -192,7 +193,8 @@ class Supervisor:
             self._waiting.append(attempt)
             attempt.waits_until = self._loop.time() + _GIVE_BACK_S
             self._set_alarm(attempt.waits_until)
-            self._refuse_hopeless()
+            if self._is_hopeless(start):
+                self._refuse_hopeless()
 
     def cancel(self, cancel: Cancel) -> None:
         """End an attempt; one that is unknown is reported lost."""
@@ -226,23 +228,18 @@ class Supervisor:
         return True
 
     def _place_waiting(self) -> None:
-        # In order, but an attempt of a service that no process has must not hold up the others.
-        for _ in range(len(self._waiting)):
+        """Hand over what waits, oldest first; one whose service no free process has does not hold up the others."""
+        passed_over: list[Attempt] = []
+        while self._waiting and any(worker.has_room for worker in self._workers):
             attempt = self._waiting.popleft()
             if not self._place(attempt):
-                self._waiting.append(attempt)
-        self._refuse_hopeless()
+                passed_over.append(attempt)
+        self._waiting.extendleft(reversed(passed_over))
 
     def _refuse_hopeless(self) -> None:
         """Fail what waits for code that none of the processes could load and that none is about to."""
-        if not self._waiting or self._launching or any(w.versions is None or w.retiring for w in self._workers):
-            return
-        if len(self._workers) < self._nworkers:
-            return
-        for attempt in list(self._waiting):
+        for attempt in [attempt for attempt in self._waiting if self._is_hopeless(attempt.start)]:
             start = attempt.start
-            if any((w.versions or {}).get(start.service) == start.version for w in self._workers):
-                continue
             self._waiting.remove(attempt)
             self._forget(attempt)
             problems = "; ".join(sorted({p for w in self._workers for p in w.problems.values()}))
@@ -250,6 +247,13 @@ class Supervisor:
             self._deliver(
                 ended(start, AttemptState.FAILED, "", _now_us(), Failure.bounded(Cause.SERVICE_UNAVAILABLE, text))
             )
+
+    def _is_hopeless(self, start: Start) -> bool:
+        if self._launching or len(self._workers) < self._nworkers:
+            return False
+        return all(
+            worker.ready and (worker.versions or {}).get(start.service) != start.version for worker in self._workers
+        )
 
     def _give_back(self, now: float) -> float:
         """Return to the server what has waited too long behind others; returns when to look again."""
@@ -340,6 +344,7 @@ class Supervisor:
             self._retire(worker)  # the server has changed its mind meanwhile
         self._tell_ready()
         self._place_waiting()
+        self._refuse_hopeless()
 
     def _on_exit(self, worker: WorkerProcess, how: str) -> None:
         self._workers.remove(worker)

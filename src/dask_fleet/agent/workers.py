@@ -86,12 +86,17 @@ class WorkerProcess:
         """Whether it has loaded its services and is to stay."""
         return self.versions is not None and not self.retiring
 
+    @property
+    def has_room(self) -> bool:
+        """Whether it could take another attempt of something it has loaded."""
+        return self.versions is not None and not self.retiring and len(self.attempts) < self.nthreads
+
     def takes(self, service: str, version: str) -> bool:
         """Whether it has a free thread and has loaded that."""
         return (
             self.versions is not None
-            and not self.retiring
             and len(self.attempts) < self.nthreads
+            and not self.retiring
             and self.versions.get(service) == version
         )
 
