@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from dask_fleet.controller.fair_queue import Lane
-from dask_fleet.controller.pipeline import Window
+from dask_fleet.controller.pipeline import LONG_S, Window
+from dask_fleet.plugins.clock import Clock
 from dask_fleet.protocol.frames import Progress, ServerFrame
 
 Send = Callable[[ServerFrame], None]
@@ -34,7 +35,8 @@ class AgentHandle:
     Slots are counted here by what the *server* gave out (held and reserved), so that the count is right without asking.
     """
 
-    def __init__(self, agent_id: str, name: str) -> None:
+    def __init__(self, agent_id: str, name: str, clock: Clock) -> None:
+        self._clock = clock
         self.agent_id = agent_id
         self.name = name
         self.slots = 0
@@ -62,7 +64,19 @@ class AgentHandle:
     @property
     def takes_more(self) -> bool:
         """Whether a run may be given to it now: to a free slot, or ahead."""
-        return self._send is not None and self.slots > 0 and self.free + self.window.ahead > 0
+        free = self.free
+        if free > 0:
+            return True
+        if self._send is None or not self.window.ahead:
+            return False
+        # Nothing is given ahead behind an attempt that already takes longer than what the window was made from.
+        before = self._clock.monotonic() - LONG_S
+        long = 0
+        for held in self.held.values():  # oldest first
+            if held.since > before:
+                break
+            long += 1
+        return long < self.slots and free + self.window.ahead * (self.slots - long) // self.slots > 0
 
     def can_run(self, lane: Lane) -> bool:
         """Whether its workers have loaded that service at that version."""
@@ -93,7 +107,8 @@ class AgentHandle:
 class Agents:
     """All handles, and the choice of one for a run."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._by_id: dict[str, AgentHandle] = {}
 
     def __iter__(self) -> Iterator[AgentHandle]:
@@ -107,7 +122,7 @@ class Agents:
         """Return the handle of an agent, made if it is new."""
         handle = self._by_id.get(agent_id)
         if handle is None:
-            handle = self._by_id[agent_id] = AgentHandle(agent_id, name)
+            handle = self._by_id[agent_id] = AgentHandle(agent_id, name, self._clock)
         return handle
 
     def forget(self, handle: AgentHandle) -> None:

@@ -52,7 +52,7 @@ class Controller:
         self.manifest = manifest
         self.clock: Clock = clock or SystemClock()
         self.recent = RecentJobs()
-        self.agents = Agents()
+        self.agents = Agents(self.clock)
         self._max_queued = max_queued
         self._row_retention_s = row_retention_s
         self._tasks: set[asyncio.Task[None]] = set()

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 AHEAD_S = 0.01
 """Work to have at hand: more than a round trip with its commit, less than anybody notices."""
+LONG_S = 2 * AHEAD_S
+"""An attempt that takes longer than this is none of the short jobs that the window was made from."""
 MOST_AHEAD = 64
 _WEIGHT = 0.1
 """Of the newest observation in the moving average."""

@@ -52,6 +52,19 @@ async def test_short_jobs_are_given_ahead_and_come_back_when_a_long_one_holds_th
 
 
 @run
+async def test_nothing_is_given_ahead_behind_a_job_that_already_takes_long() -> None:
+    async with Rig() as rig:
+        side = rig.agent(slots=1)
+        short = await rig.submit("short")
+        await rig.advance(0.001)
+        await side.deliver(outcome(short))
+        assert side.handle.window.ahead > 0
+        await rig.submit("long")
+        await rig.advance(0.5)
+        assert (await rig.submit("late")).state is RunState.QUEUED
+
+
+@run
 async def test_a_new_call_does_not_pass_those_that_wait() -> None:
     async with Rig() as rig:
         first = await rig.submit("first")
