@@ -15,5 +15,5 @@ Serve = Callable[..., ServedFleet]
 Starts = Callable[[], list[str]]
 """Reads the lines that started functions have written."""
 
-Record = Callable[[str, object], None]
+Record = Callable[[str, str], None]
 """pytest's ``record_property``: figures are shown at the end of a run."""

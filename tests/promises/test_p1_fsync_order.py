@@ -95,14 +95,14 @@ def traced(serve: Serve, tmp_path: Path, command: tuple[str, ...]) -> Order:
 
 def test_every_answer_comes_after_its_fsync(serve: Serve, tmp_path: Path, record_property: Record) -> None:
     order = traced(serve, tmp_path, (_fleet(),))
-    record_property("figures", order)
+    record_property("figures", str(order))
     assert order.synced == ACKS
 
 
 def test_the_checker_notices_commits_without_fsync(serve: Serve, tmp_path: Path, record_property: Record) -> None:
     python, twins = _fleet("python"), str(Path(__file__).with_name("twins.py"))
     order = traced(serve, tmp_path, (python, twins, "synchronous-normal"))
-    record_property("figures", order)
+    record_property("figures", str(order))
     assert order.synced < ACKS // 2
 
 

@@ -156,12 +156,12 @@ def _id_of(number: int, version: str) -> str:
 def test_no_acknowledged_call_is_lost(serve: Serve, record_property: Record) -> None:
     kills, least_acks = (50, 40_000) if FULL else (5, 0)
     verdict = kill_again_and_again(serve(), kills, least_acks=least_acks)
-    record_property("figures", verdict)
+    record_property("figures", str(verdict))
     assert verdict.acked > 20 * verdict.kills, "too few acknowledgements to say anything"
     assert verdict.broken == 0, verdict
 
 
 def test_the_checker_notices_an_ack_before_its_commit(serve: Serve, record_property: Record) -> None:
     verdict = kill_again_and_again(serve(twin="ack-before-commit"), 10 if FULL else 2)
-    record_property("figures", verdict)
+    record_property("figures", str(verdict))
     assert verdict.lost > 0, verdict

@@ -75,14 +75,14 @@ def shout_in_rounds(fleet: ServedFleet, rounds: int, starts: Starts) -> Verdict:
 def test_a_thousand_equal_requests_are_one_job(serve: Serve, starts: Starts, record_property: Record) -> None:
     rounds = 20 if FULL else 3
     verdict = shout_in_rounds(serve(), rounds, starts)
-    record_property("figures", verdict)
+    record_property("figures", str(verdict))
     assert verdict == Verdict(rounds=rounds, answers=rounds * CALLERS, equal=rounds * CALLERS, jobs=rounds, starts=rounds)
 
 
 def test_the_checker_notices_check_then_insert(serve: Serve, starts: Starts, record_property: Record) -> None:
     rounds = 1
     verdict = shout_in_rounds(serve(twin="check-then-insert"), rounds, starts)
-    record_property("figures", verdict)
+    record_property("figures", str(verdict))
     assert verdict.jobs > rounds
     assert verdict.starts > rounds
     assert verdict.equal < verdict.answers

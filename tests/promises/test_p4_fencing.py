@@ -104,7 +104,7 @@ def judge(fleet: ServedFleet) -> Verdict:
 
 def test_no_late_write_is_accepted(serve: Serve, record_property: Record) -> None:
     verdict = judge(serve(args=("--no-agent",)))
-    record_property("figures", verdict)
+    record_property("figures", str(verdict))
     assert verdict == Verdict(
         late=LATE_WRITES, accepted=0, right=LATE_WRITES, counted=LATE_WRITES, logged=LATE_WRITES
     )
@@ -112,7 +112,7 @@ def test_no_late_write_is_accepted(serve: Serve, record_property: Record) -> Non
 
 def test_the_checker_notices_a_missing_fence(serve: Serve, record_property: Record) -> None:
     verdict = judge(serve(twin="no-fence", args=("--no-agent",)))
-    record_property("figures", verdict)
+    record_property("figures", str(verdict))
     assert verdict.accepted > 0
 
 
@@ -138,7 +138,7 @@ def test_a_real_agent_that_slept_past_its_time_is_refused(
         attempts = fleet.request("GET", f"/v1/jobs/{job_id}/attempts").json()["attempts"]
         assert [attempt["status"] for attempt in attempts] == ["lost", "succeeded"]
         figures = {"starts": len(starts()), "refused": fleet.status()["stale_outcomes"]}
-        record_property("figures", figures)
+        record_property("figures", str(figures))
         assert figures == {"starts": 2, "refused": 1}
 
 
