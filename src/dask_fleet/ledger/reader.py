@@ -35,9 +35,6 @@ class ReaderThread(OperationThread):
             except Exception as exc:  # noqa: BLE001 - it belongs to the caller, not to this thread
                 op.error = exc
 
-    def do_chores(self) -> None:
-        """Nothing to do: each read has ended its snapshot."""
-
     def finish(self) -> None:
         """Let go."""
         try:

@@ -206,17 +206,17 @@ class SQLiteLedger(Ledger):
         left = limit
         while left > 0:
             piece = min(left, RESULTS_A_BATCH)
-            if await opened.writer.submit(opened.retention.forget_results, piece, rows=MAX_ROWS) < piece:
+            if await opened.writer.submit(opened.retention.forget_results, piece, rows=MAX_ROWS, long=True) < piece:
                 break
             left -= piece
-        return cast("list[str]", await opened.writer.submit(opened.retention.doomed_locations))
+        return cast("list[str]", await opened.writer.submit(opened.retention.doomed_locations, long=True))
 
     async def forget_locations(self, locations: Sequence[str]) -> None:
         """See the port."""
         opened = self._open
         for begin in range(0, len(locations), MAX_ROWS):
             piece = tuple(locations[begin : begin + MAX_ROWS])
-            await opened.writer.submit(opened.retention.forget_locations, piece, rows=len(piece))
+            await opened.writer.submit(opened.retention.forget_locations, piece, rows=len(piece), long=True)
 
     async def purge_jobs(self, *, finished_before_us: int, limit: int = 100) -> int:
         """See the port. Idempotency keys older than a day go as well."""
@@ -224,11 +224,12 @@ class SQLiteLedger(Ledger):
         retention = opened.retention
         purged = 0
         while purged < limit:
-            count = await opened.writer.submit(retention.purge_jobs, finished_before_us, limit - purged, rows=MAX_ROWS)
+            left = limit - purged
+            count = await opened.writer.submit(retention.purge_jobs, finished_before_us, left, rows=MAX_ROWS, long=True)
             if count == 0:
                 break
             purged += count
-        while await opened.writer.submit(retention.purge_idempotency, rows=MAX_ROWS) >= MAX_ROWS:
+        while await opened.writer.submit(retention.purge_idempotency, rows=MAX_ROWS, long=True) >= MAX_ROWS:
             pass
         return purged
 

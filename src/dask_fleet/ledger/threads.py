@@ -21,27 +21,34 @@ log = logging.getLogger(__name__)
 MAX_ROWS = 500
 """Most rows that one batch writes: what one caller waits for the others."""
 
-REST_S = 0.2
-"""How long nothing must be asked before chores are done."""
-
 JOIN_TIMEOUT_S = 30.0
 
 
 class Operation:
     """A call that waits for the thread."""
 
-    __slots__ = ("args", "call", "error", "future", "rows", "value")
+    __slots__ = ("args", "call", "error", "future", "long", "rows", "value")
 
-    def __init__(self, call: Callable[..., Any], args: tuple[Any, ...], rows: int, future: asyncio.Future[Any]) -> None:
+    def __init__(
+        self,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        rows: int,
+        future: asyncio.Future[Any],
+        *,
+        long: bool = False,
+    ) -> None:
         self.call = call
         self.args = args
         self.rows = rows
         self.future = future
+        self.long = long
         self.value: Any = None
         self.error: BaseException | None = None
 
 
-def _deliver(batch: list[Operation]) -> None:
+def deliver(batch: list[Operation]) -> None:
+    """Give each caller its value or error. On the loop's thread."""
     for op in batch:
         if op.future.done():  # its caller was cancelled; what it asked for is done all the same
             continue
@@ -49,6 +56,18 @@ def _deliver(batch: list[Operation]) -> None:
             op.future.set_result(op.value)
         else:
             op.future.set_exception(op.error)
+
+
+def take(operations: deque[Operation], max_rows: int) -> list[Operation]:
+    """Take operations off the queue that together change at most `max_rows` rows, or one; none that is long."""
+    batch = [operations.popleft()]
+    rows = batch[0].rows
+    while operations and not operations[0].long:
+        rows += operations[0].rows
+        if rows > max_rows:
+            break
+        batch.append(operations.popleft())
+    return batch
 
 
 class OperationThread(ABC):
@@ -94,15 +113,6 @@ class OperationThread(ABC):
     def run_batch(self, batch: list[Operation]) -> None:
         """Give each operation its value or error; must not raise. Called in the thread."""
 
-    @property
-    def has_chores(self) -> bool:
-        """Whether there is something to do in a pause. Called in the thread."""
-        return False
-
-    @abstractmethod
-    def do_chores(self) -> None:
-        """Called in the thread after `REST_S` in which nobody asked for anything."""
-
     @abstractmethod
     def finish(self) -> None:
         """Called in the thread as its last act."""
@@ -112,33 +122,20 @@ class OperationThread(ABC):
         if self._doorbell.locked():
             self._doorbell.release()
 
-    def _take(self) -> list[Operation]:
-        operations = self._operations
-        batch = [operations.popleft()]
-        rows = batch[0].rows
-        while operations:
-            rows += operations[0].rows
-            if rows > MAX_ROWS:
-                break
-            batch.append(operations.popleft())
-        return batch
-
     def _run(self) -> None:
         assert self._loop is not None
-        deliver = self._loop.call_soon_threadsafe
+        call_soon = self._loop.call_soon_threadsafe
         try:
             while True:
-                rang = self._doorbell.acquire(timeout=REST_S if self.has_chores else -1)
+                self._doorbell.acquire()
                 while self._operations:
-                    batch = self._take()
+                    batch = take(self._operations, MAX_ROWS)
                     self.run_batch(batch)
                     try:
-                        deliver(_deliver, batch)
+                        call_soon(deliver, batch)
                     except RuntimeError:  # the loop is closed: nobody waits any more
                         log.debug("no loop to deliver to", extra={"ledger_thread": self._name})
                     del batch
-                if not rang:
-                    self.do_chores()
                 if self._closing and not self._operations:
                     return
         finally:

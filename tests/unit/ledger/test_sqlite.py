@@ -157,7 +157,7 @@ def test_the_log_is_copied_into_the_database_in_a_pause_and_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "IDLE_CHECKPOINT_PAGES", 1)
-    monkeypatch.setattr(threads, "REST_S", 0.01)
+    monkeypatch.setattr(writer, "REST_S", 0.01)
     path = tmp_path / "ledger.db"
 
     async def act(ledger: SQLiteLedger) -> None:
@@ -178,18 +178,18 @@ def test_the_log_is_copied_into_the_database_in_a_pause_and_at_the_end(
 
 def test_batches_hold_at_most_so_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    run_batch = writer.GroupCommit.run_batch
+    execute = writer.GroupCommit._execute
 
     def watched(self: writer.GroupCommit, batch: list[threads.Operation]) -> None:
         before = self._connection.total_changes()
-        run_batch(self, batch)
+        execute(self, batch)
         sizes.append(self._connection.total_changes() - before)
 
-    monkeypatch.setattr(writer.GroupCommit, "run_batch", watched)
+    monkeypatch.setattr(writer.GroupCommit, "_execute", watched)
 
     async def act(ledger: SQLiteLedger) -> None:
         await asyncio.gather(*(ledger.accept(request(f"j{n}", tags=("a", "b")), claim_for="agent") for n in range(600)))
-        assert max(sizes) <= threads.MAX_ROWS
+        assert max(sizes) <= writer.LOOP_ROWS
         assert len(sizes) < 100, "nothing was grouped"
 
     on(tmp_path / "ledger.db", act)
