@@ -42,11 +42,13 @@ def parse_rfc3339(text: str) -> int:
     ------
     ValueError
         If it is malformed, or has no offset (a local time of nobody knows where).
+    OverflowError
+        If it lies, in UTC, outside the years 1 to 9999: no document could show it.
     """
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         raise ValueError("the time needs an offset such as 'Z'")
-    delta = moment - _EPOCH
+    delta = moment.astimezone(UTC) - _EPOCH
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
 
 

@@ -67,7 +67,13 @@ def test_deadline(text: str, at_us: int) -> None:
     assert options(("fleet-deadline", text)).deadline_us == at_us
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-5", "2026-01-31T12:00:00", "nan", "1e9", "99999-01-01T00:00:00Z"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "soon", "-5", "2026-01-31T12:00:00", "nan", "1e9", "99999-01-01T00:00:00Z",
+        "0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00",  # in UTC, no document could show them
+    ],
+)
 def test_bad_deadline(text: str) -> None:
     with pytest.raises(BadRequest, match="Fleet-Deadline"):
         options(("fleet-deadline", text))
