@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 
@@ -54,5 +55,12 @@ class EventLoopThread:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="event-loop", daemon=True).start()
+                threading.Thread(target=_run, args=(self._loop,), name="event-loop", daemon=True).start()
             return self._loop
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    while True:
+        # asyncio lets these two out of a task through the loop. The task keeps them as its outcome; the loop goes on.
+        with suppress(SystemExit, KeyboardInterrupt):
+            loop.run_forever()
