@@ -52,9 +52,22 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @classmethod
     def bounded(cls, cause: Cause, message: str, *, type: str = "", traceback: str = "",  # noqa: A002
                 errors: list[dict[str, object]] | None = None) -> Failure:
-        """Return a failure whose texts are cut to their limits (the end of a traceback is what tells)."""
+        """Return a failure whose texts can be sent and are cut to their limits (the end of a traceback is what tells)."""
+        message, traceback = sendable(message), sendable(traceback)
         if len(traceback) > MAX_TRACEBACK_CHARS:
             traceback = "…" + traceback[-MAX_TRACEBACK_CHARS:]
         if len(message) > MAX_MESSAGE_CHARS:
             message = message[:MAX_MESSAGE_CHARS] + "…"
-        return cls(cause=cause, message=message, type=type[:200], traceback=traceback, errors=(errors or [])[:100])
+        told = [_sendable_error(error) for error in (errors or [])[:100]]
+        return cls(cause=cause, message=message, type=type[:200], traceback=traceback, errors=told)
+
+
+def sendable(text: str) -> str:
+    """Return `text` with halves of surrogate pairs spelled out: Python makes them of file names that are no UTF-8, and no
+    protocol carries them.
+    """
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _sendable_error(error: dict[str, object]) -> dict[str, object]:
+    return {name: sendable(value) if isinstance(value, str) else value for name, value in error.items()}

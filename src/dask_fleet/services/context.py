@@ -10,6 +10,8 @@ from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Self
 
+from dask_fleet.model.failure import sendable
+
 REPORT_EVERY_S = 0.1
 MAX_TEXT_CHARS = 200
 
@@ -67,7 +69,7 @@ class JobContext:
         """Report, or keep the report back until a tenth of a second after the one before; the end (`done` =
         `total`) goes at once.
         """
-        latest = (float(done), float(total), str(text)[:MAX_TEXT_CHARS])
+        latest = (float(done), float(total), sendable(str(text)[:MAX_TEXT_CHARS]))
         if not (math.isfinite(latest[0]) and math.isfinite(latest[1])):
             raise ValueError(f"progress must be finite numbers, not {done!r} of {total!r}")
         now = time.monotonic()

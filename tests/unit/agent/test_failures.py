@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dask_fleet.agent.failures import of_exception
+from dask_fleet.agent.failures import of_exception, of_invalid_parameters
+from dask_fleet.model.errors import InvalidParameters
 from dask_fleet.model.failure import MAX_MESSAGE_CHARS, MAX_TRACEBACK_CHARS, Cause
+from dask_fleet.model.states import AttemptState
+from dask_fleet.protocol.frames import Outcome, encode_prefixed
 
 
 def caught(raiser: object) -> BaseException:
@@ -55,3 +58,13 @@ def test_endless_recursion_is_told() -> None:
         raiser()
 
     assert of_exception(caught(raiser)).type == "RecursionError"
+
+
+def test_text_that_is_no_utf_8_can_still_be_sent() -> None:
+    def raiser() -> None:
+        raise FileNotFoundError(2, "No such file", "caf\udce9.csv")
+
+    refused = InvalidParameters("no \udce9", errors=[{"loc": ["a"], "msg": "no \udce9", "type": "value_error"}])
+    for failure in (of_exception(caught(raiser)), of_invalid_parameters(refused)):
+        assert encode_prefixed(Outcome(1, 1, 1, AttemptState.FAILED, "w", 1, failure=failure))
+        assert "\\udce9" in failure.message

@@ -94,3 +94,9 @@ def test_jobs_of_two_threads_do_not_meet(recorder: Recorder) -> None:
         thread.start()
         thread.join()
     assert seen == [None, job]
+
+
+def test_a_text_that_is_no_utf_8_is_spelled_out(recorder: Recorder) -> None:
+    with recorder.job():
+        progress(1, 2, "caf\udce9.csv")
+    assert recorder.reports[0][2] == "caf\\udce9.csv"
