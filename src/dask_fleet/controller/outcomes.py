@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import random
+from collections import OrderedDict
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,9 @@ from dask_fleet.protocol.frames import Ack, Outcome
 log = logging.getLogger(__name__)
 
 _LEDGER_RETRY_S = (0.1, 2.0)
+
+_REMEMBERED = 4_096
+"""Attempts whose recorded end is remembered: an outcome whose acknowledgement was lost comes again, and is no zombie's."""
 
 
 class Outcomes:
@@ -51,6 +55,7 @@ class Outcomes:
         self._recent = recent
         self._clock = clock
         self._recording: dict[tuple[int, int], tuple[AgentHandle, asyncio.Future[bool]]] = {}
+        self._recorded: OrderedDict[tuple[int, int], AttemptState] = OrderedDict()
         self.stale = 0
         """Late writes refused by the fence since start."""
 
@@ -64,7 +69,7 @@ class Outcomes:
         while (under_way := self._recording.get(key)) is not None:
             # Sent again over a new connection, or given up as lost this very moment: what is being written comes first.
             again = await asyncio.shield(under_way[1]) and under_way[0] is handle
-        if again:
+        if again or self._recorded.get(key) is outcome.state:
             handle.held.pop(key, None)  # its Hello may have listed it meanwhile
             self._dispatcher.pump()
         else:
@@ -113,6 +118,10 @@ class Outcomes:
         ended = await self._finish(job, outcome)
         if ended is None:
             self._refuse(handle, outcome)
+            return
+        self._recorded[outcome.seq, outcome.attempt] = outcome.state
+        if len(self._recorded) > _REMEMBERED:
+            self._recorded.popitem(last=False)
 
     async def _finish(self, job: JobRecord, outcome: Outcome) -> JobRecord | None:
         state, failure = outcome.state, outcome.failure

@@ -158,7 +158,11 @@ class Sessions:
         log.warning(
             "agent disconnected", extra={"action": "agent_disconnected", "agent": handle.agent_id, "held": len(handle.held)}
         )
-        self._arm_deadline(handle)
+        if any(other.connected and other.name == handle.name for other in self._agents):
+            # Its successor was here before its own end was seen: it is dead, nobody need wait for it.
+            self._lose_all(handle, "its agent died", spared=set())
+        else:
+            self._arm_deadline(handle)
 
     def close(self) -> None:
         """Stop all timers."""

@@ -150,6 +150,19 @@ async def test_an_agent_that_comes_back_as_it_is_given_up_is_refused_and_told() 
 
 
 @run
+async def test_an_outcome_whose_acknowledgement_was_lost_is_no_zombies() -> None:
+    async with Rig() as rig:
+        side = rig.agent()
+        job = await rig.submit()
+        await side.deliver(outcome(job))
+        await side.deliver(outcome(job))
+        assert side.acks() == [(job.seq, 1), (job.seq, 1)]
+        assert rig.controller.status()["stale_outcomes"] == 0
+        await side.deliver(outcome(job, AttemptState.FAILED))
+        assert rig.controller.status()["stale_outcomes"] == 1
+
+
+@run
 async def test_an_outcome_of_an_earlier_run_is_refused() -> None:
     async with Rig() as rig:
         side = rig.agent()

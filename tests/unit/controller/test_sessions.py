@@ -155,6 +155,19 @@ async def test_a_namesake_says_that_its_predecessor_is_dead() -> None:
 
 
 @run
+async def test_a_namesake_that_came_first_says_the_same_once_the_connection_ends() -> None:
+    async with Rig() as rig:
+        old = rig.agent("local-a")
+        job = await rig.submit()
+        rig.agent("local-b")
+        assert (await rig.job(job)).state is RunState.RUNNING
+        old.drop()
+        await rig.advance(1.0)
+        now = await rig.job(job)
+        assert (now.state, now.attempt, now.agent) == (RunState.RUNNING, 2, "local-b")
+
+
+@run
 async def test_an_agent_of_another_name_says_nothing_of_it() -> None:
     async with Rig() as rig:
         first = rig.agent("local-a")
