@@ -37,7 +37,7 @@ check: $(VENV)/.installed-dev ## Lint, types and import directions: exactly what
 
 promises: $(VENV)/.installed-dev ## Prove the README's promises with their full numbers (about ten minutes).
 	@sh scripts/ensure-apt.sh strace
-	FLEET_PROMISES=full $(PYTEST) -m "promise or slow" $(PYTEST_ARGS)
+	PROMISES=full $(PYTEST) -m "promise or slow" $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed-bench ## Measure Fleet and its peers in one go and write docs/benchmarks.md.
 	@sh scripts/ensure-apt.sh redis-server

@@ -9,7 +9,7 @@ import pytest
 
 from dask_fleet.testing.served import ServedFleet, marked_processes
 
-FULL = os.environ.get("FLEET_PROMISES") == "full"
+FULL = os.environ.get("PROMISES") == "full"
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave the long forms to `make promises`."""
     if FULL:
         return
-    skip = pytest.mark.skip(reason="long form: FLEET_PROMISES=full")
+    skip = pytest.mark.skip(reason="long form: PROMISES=full")
     for item in items:
         if item.get_closest_marker("slow") is not None:
             item.add_marker(skip)

@@ -89,7 +89,6 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedFleet]:
 
 @pytest.fixture
 def client(fleet: ServedFleet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Client]:
-    monkeypatch.delenv("FLEET_PROMISES", raising=False)  # `make promises` sets it; it is no setting
     monkeypatch.chdir(tmp_path)
     with Client(fleet.url, fleet.token) as client:
         yield client
@@ -201,7 +200,6 @@ def test_many_calls_come_back_in_order(client: Client) -> None:
 
 
 def test_the_asynchronous_client(fleet: ServedFleet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("FLEET_PROMISES", raising=False)
     monkeypatch.chdir(tmp_path)
 
     async def story() -> None:
@@ -232,7 +230,7 @@ def test_waiting_goes_on_over_a_restart_of_the_server(client: Client, fleet: Ser
 def test_a_server_in_this_folder_is_found_without_any_setting(
     fleet: ServedFleet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in ("FLEET_PROMISES", "FLEET_URL", "FLEET_TOKEN"):
+    for name in ("FLEET_URL", "FLEET_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".fleet").symlink_to(fleet.data_dir)

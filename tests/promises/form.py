@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from dask_fleet.testing.served import ServedFleet
 
-FULL = os.environ.get("FLEET_PROMISES") == "full"
+FULL = os.environ.get("PROMISES") == "full"
 
 Serve = Callable[..., ServedFleet]
 """Makes a fleet of the tiny service: an honest one, or with ``twin=NAME`` one that is broken in that place."""
