@@ -119,11 +119,12 @@ class Controller:
         log.info("draining", extra={"action": "draining", "running": self.running})
         deadline = self.clock.monotonic() + timeout_s
         for job in list(self._dispatcher.by_seq.values()):
-            if job.state is RunState.RUNNING:
-                left_s = deadline - self.clock.monotonic()
-                if left_s <= 0:
-                    return
-                await self._changes.outcome(job.seq, left_s)
+            with self._changes.subscribe(job.seq) as changed:
+                # As it is now, not as it was: it may have ended, or been queued again, while another one was waited for.
+                while (now := self._dispatcher.by_seq.get(job.seq)) is not None and now.state is RunState.RUNNING:
+                    left_s = deadline - self.clock.monotonic()
+                    if left_s <= 0 or not await changed.next(left_s):
+                        return
 
     def shut_agents_down(self, drain_s: float) -> None:
         """Tell connected agents to end."""

@@ -261,6 +261,23 @@ async def test_draining_starts_nothing_and_takes_nothing() -> None:
 
 
 @run
+async def test_a_drain_ends_with_the_last_attempt_in_whatever_order_and_way_they_end() -> None:
+    async with Rig() as rig:
+        side = rig.agent(slots=3)
+        first, second = await rig.submit("one"), await rig.submit("two")
+        retried = await rig.submit("three", policy={"retries": 1})
+        drain = asyncio.create_task(rig.controller.drain(30), name="drain")
+        await rig.settle()
+        await side.deliver(outcome(second))
+        await side.deliver(outcome(retried, AttemptState.FAILED, cause=Cause.EXCEPTION))
+        assert not drain.done()
+        await side.deliver(outcome(first))
+        async with asyncio.timeout(1):
+            await drain
+        assert (await rig.job(retried)).state is RunState.QUEUED  # for the next server
+
+
+@run
 async def test_a_waiting_run_says_what_for() -> None:
     async with Rig() as rig:
         job = await rig.submit("one")
