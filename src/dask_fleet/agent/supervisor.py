@@ -106,6 +106,8 @@ class Supervisor:
     def take_no_more(self) -> None:
         """Refuse attempts from now on, and replace no worker process."""
         self._closing = True
+        # Else the server would send what we give back again at once, for as long as the drain takes.
+        self._report(Ready({}, {}, 0))
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until all attempts under way have ended, at most `timeout_s`."""

@@ -18,7 +18,7 @@ from tests.integration.agent.fake_server import (
 
 from dask_fleet.model.failure import Cause
 from dask_fleet.model.states import AttemptState
-from dask_fleet.protocol.frames import AttemptRef, Shutdown, Start
+from dask_fleet.protocol.frames import AttemptRef, Ready, Shutdown, Start
 
 
 def spooled(agent: AgentProcess) -> list[Path]:
@@ -166,6 +166,7 @@ def test_shutdown_lets_attempts_end_and_delivers_them(tmp_path: Path) -> None:
             await server.send(Shutdown(0.5))
             given_back = await server.call("double", n=1)
             assert (given_back.state, given_back.failure) == (AttemptState.CANCELLED, None)
+            assert server.ready[-1] == Ready({}, {}, 0), "the server would send it again at once"
             (tmp_path / "gate").touch()
             assert (await server.outcome(ends)).state is AttemptState.SUCCEEDED
             cut_off = await server.outcome(stays)
