@@ -59,6 +59,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._batch: list[AgentFrame] = []
         self._batch_bytes = 0
+        self._full: list[list[AgentFrame]] = []
+        """Batches large enough for a message of their own, which gather while the server reads slower than we write."""
         self._flush_planned = False
         self._paused = False
         self._fragments: list[bytes] = []
@@ -78,6 +80,8 @@ class Connection(asyncio.Protocol):
         if type(frame) is Outcome:
             self._batch_bytes += _OVERHEAD_BYTES + len(frame.body or b"") + len(frame.json or b"")
             if self._batch_bytes > _SPLIT_ABOVE_BYTES:
+                self._full.append(self._batch)
+                self._batch, self._batch_bytes = [], 0
                 self._flush()
                 return
         if not self._flush_planned:
@@ -108,10 +112,14 @@ class Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flush_planned = False
-        if not self._batch or self._paused or self._websocket.state is not State.OPEN:
+        if self._paused or self._websocket.state is not State.OPEN:
             return
-        batch, self._batch, self._batch_bytes = self._batch, [], 0
-        self._websocket.send_binary(encode_batch(batch))
+        batches, self._full = self._full, []
+        if self._batch:
+            batches.append(self._batch)
+            self._batch, self._batch_bytes = [], 0
+        for batch in batches:
+            self._websocket.send_binary(encode_batch(batch))
         self._write()
 
     def _write(self) -> None:
