@@ -187,8 +187,11 @@ class Controller:
                 self._dispatcher.release(handle)
             raise
         job = accepted.job
-        if accepted.opened:
-            self.recent.drop(job.job_id)
+        if not accepted.opened:
+            if new.tags:
+                self.recent.drop(job.job_id)  # its tags may have grown
+        elif job.run > 1:
+            self.recent.supersede(job)
         if accepted.claimed:
             assert handle is not None
             self._dispatcher.start(handle, job)
@@ -227,6 +230,8 @@ class Controller:
             if handle is not None:
                 self._dispatcher.release(handle)
             raise
+        if accepted.opened:
+            self.recent.supersede(accepted.job)
         if accepted.claimed:
             assert handle is not None
             self._dispatcher.start(handle, accepted.job)

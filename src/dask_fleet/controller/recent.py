@@ -10,6 +10,10 @@ _OVERHEAD_BYTES = 1_500
 """What an entry costs beside its bytes (measured: record, result, strings, dictionary slot)."""
 
 
+_RUNS_REMEMBERED = 4_096
+"""Far more than are opened again while the ledger is read."""
+
+
 class RecentJob:
     """A succeeded job with its result, and the answer made of them."""
 
@@ -31,6 +35,8 @@ class RecentJobs:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._entries: OrderedDict[str, RecentJob] = OrderedDict()
+        self._newest_runs: OrderedDict[str, int] = OrderedDict()
+        """Of the jobs that got another run lately."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -46,8 +52,10 @@ class RecentJobs:
         self._entries.move_to_end(job_id)
         return entry
 
-    def put(self, job: JobRecord, result: StoredResult) -> RecentJob:
-        """Remember a job that just succeeded, or whose result was just read."""
+    def put(self, job: JobRecord, result: StoredResult) -> None:
+        """Remember a job that just succeeded, or whose result was just read; not if another run was opened meanwhile."""
+        if job.run < self._newest_runs.get(job.job_id, 0):
+            return
         self.drop(job.job_id)
         entry = RecentJob(job, result)
         self._entries[job.job_id] = entry
@@ -55,7 +63,14 @@ class RecentJobs:
         while self._bytes > self._max_bytes and len(self._entries) > 1:
             _, oldest = self._entries.popitem(last=False)
             self._bytes -= _size(oldest)
-        return entry
+
+    def supersede(self, job: JobRecord) -> None:
+        """The job has got another run: forget the one before, also where it is just being read."""
+        self.drop(job.job_id)
+        self._newest_runs[job.job_id] = job.run
+        self._newest_runs.move_to_end(job.job_id)
+        if len(self._newest_runs) > _RUNS_REMEMBERED:
+            self._newest_runs.popitem(last=False)
 
     def drop(self, job_id: str) -> None:
         """Forget a job; one that is not there is no error."""
