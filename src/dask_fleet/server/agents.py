@@ -15,6 +15,7 @@ from dask_fleet.model.errors import ProtocolError
 from dask_fleet.protocol.frames import (
     HEARTBEAT_S,
     MAX_MESSAGE_BYTES,
+    AgentFrame,
     Hello,
     ServerFrame,
     decode_from_agent,
@@ -73,7 +74,11 @@ async def serve_agent(controller: Controller, receive: Receive, send: SendMessag
     put = outbox.put  # one bound method: the session recognises its connection by it
     writer = asyncio.create_task(outbox.write_forever(), name="agent-writer")
     try:
-        handle = await _greet(controller, receive, put)
+        hello, *frames = await _greeting(receive)
+        if not isinstance(hello, Hello):
+            raise ProtocolError("the first frame must be Hello")
+        handle = controller.sessions.attach(hello, put)  # from here on it must be detached
+        controller.sessions.receive(handle, frames)
         while True:
             async with asyncio.timeout(SILENCE_S):
                 data = await _receive_bytes(receive)
@@ -93,15 +98,14 @@ async def serve_agent(controller: Controller, receive: Receive, send: SendMessag
         await asyncio.gather(writer, return_exceptions=True)
 
 
-async def _greet(controller: Controller, receive: Receive, put: Callable[[ServerFrame], None]) -> AgentHandle:
+async def _greeting(receive: Receive) -> list[AgentFrame]:
+    """Return the first message of an agent, which has at least one frame."""
     async with asyncio.timeout(HELLO_TIMEOUT_S):
         data = await _receive_bytes(receive)
     frames = decode_from_agent(data) if data is not None else []
-    if not frames or not isinstance(frames[0], Hello):
-        raise ProtocolError("the first frame must be Hello")
-    handle = controller.sessions.attach(frames[0], put)
-    controller.sessions.receive(handle, frames[1:])
-    return handle
+    if not frames:
+        raise ProtocolError("the first message must begin with Hello")
+    return frames
 
 
 async def _receive_bytes(receive: Receive) -> bytes | None:
