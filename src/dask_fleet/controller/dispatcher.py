@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from dask_fleet.controller.agents import AgentHandle, Agents, HeldAttempt
@@ -92,10 +93,11 @@ class Dispatcher:
     def enqueue(self, job: JobRecord) -> None:
         """Put a queued run in line: now, or when its back-off ends; watch its deadline."""
         self.track(job)
+        # By number: an alarm outlives a run that ends before, and must not keep its parameters till then.
         if job.deadline_us is not None:
-            self._alarms.at(job.deadline_us, lambda: self._deadline(job.seq, job.run))
+            self._alarms.at(job.deadline_us, partial(self._deadline, job.seq, job.run))
         if job.not_before_us > self._clock.now_us():
-            self._alarms.at(job.not_before_us, lambda: self._due(job.seq, job.run))
+            self._alarms.at(job.not_before_us, partial(self._due, job.seq, job.run))
         else:
             self._push(job)
 

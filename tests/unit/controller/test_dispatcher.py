@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 from tests.unit.controller.rig import Rig, outcome, run
@@ -306,3 +307,12 @@ async def test_every_unfinished_job_is_taken_up_at_start() -> None:
         side = rig.agent(slots=5)
         await rig.settle()
         assert side.attempts() == [(1, 1), (2, 1), (3, 1)]
+
+
+@run
+async def test_a_deadline_to_come_keeps_nothing_of_a_job_that_has_ended() -> None:
+    async with Rig() as rig:
+        job = await rig.submit(deadline_us=rig.clock.us + 86_400_000_000)
+        await rig.controller.cancel(job, "ada")
+        kept = [action.args for _, _, action in rig.controller._alarms._heap if isinstance(action, partial)]
+        assert kept == [(job.seq, job.run)]
