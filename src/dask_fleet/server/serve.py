@@ -236,7 +236,10 @@ async def _kept_alive(backend: Backend, controller: Controller) -> AsyncIterator
             await asyncio.sleep(_AGENT_CHECK_S)
             if not controller.draining and await backend.health() is Health.GONE:
                 log.error("the local agent is gone: starting another", extra={"action": "agent_respawned"})
-                await backend.start()
+                try:
+                    await backend.start()
+                except OSError:  # a full disk, no process left: it may be better in a moment
+                    log.exception("no local agent could be started", extra={"action": "agent_not_started"})
 
     task = asyncio.create_task(watch(), name="agent-keeper")
     try:
