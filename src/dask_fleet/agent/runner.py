@@ -132,12 +132,16 @@ class Runner:
             self._pool.run(partial(again.run, self._finish, running, again, task.result()))
 
     def _finish(self, running: _Running, context: contextvars.Context, value: object) -> None:
-        if is_graph(value):
-            # The function's place is free again: the graph gets all of them, coordinated by a thread that counts for none.
-            threading.Thread(
-                target=context.copy().run, args=(self._compute, running, value), name=f"graph-{running.start.seq}",
-                daemon=True,
-            ).start()
+        try:
+            if is_graph(value):
+                # The function's place is free again: the graph gets them all, coordinated by a thread that counts for none.
+                threading.Thread(
+                    target=context.copy().run, args=(self._compute, running, value), name=f"graph-{running.start.seq}",
+                    daemon=True,
+                ).start()
+                return
+        except BaseException as exc:  # noqa: BLE001 - a collection is asked for its graph, and may be the author's own
+            self._fail(running, failures.of_exception(exc))
             return
         self._deliver(running, value)
 

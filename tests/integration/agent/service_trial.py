@@ -78,6 +78,16 @@ def unserialisable() -> object:
     return threading.Lock()
 
 
+class Ungraphable:
+    def __dask_graph__(self) -> object:
+        raise RuntimeError("no graph today")
+
+
+@service.endpoint()
+def ungraphable() -> object:
+    return Ungraphable()
+
+
 @service.endpoint()
 def large(size: int) -> bytes:
     return b"x" * size

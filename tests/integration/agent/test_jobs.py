@@ -64,6 +64,11 @@ def test_what_cannot_be_stored_names_its_type(one_thread: Shared) -> None:
     assert "lock" in failure.message
 
 
+def test_a_collection_that_cannot_tell_its_graph_fails(one_thread: Shared) -> None:
+    failure = one_thread.do(lambda server: server.call("ungraphable")).failure
+    assert (failure.cause, failure.message) == (Cause.EXCEPTION, "no graph today")
+
+
 def test_a_large_result_goes_to_the_spool(one_thread: Shared) -> None:
     size = SPOOL_ABOVE_BYTES + 1
     outcome = one_thread.do(lambda server: server.call("large", size=size))
