@@ -111,13 +111,13 @@ class Outcomes:
         if not current and job is not None and job.attempt == outcome.attempt and job.agent != handle.agent_id:
             current = _same_host(job.agent, handle)  # a successor delivers what its predecessor had spooled
         if job is None or not current:
-            self._refuse(handle, outcome)
             self._dispatcher.pump()
+            await self._refuse(handle, outcome)
             return
         self._dispatcher.pump()
         ended = await self._finish(job, outcome)
         if ended is None:
-            self._refuse(handle, outcome)
+            await self._refuse(handle, outcome)
             return
         self._recorded[outcome.seq, outcome.attempt] = outcome.state
         if len(self._recorded) > _REMEMBERED:
@@ -178,7 +178,7 @@ class Outcomes:
     async def _store(self, job: JobRecord, outcome: Outcome) -> StoredResult:
         location: str | None = None
         if outcome.spool is not None:
-            if "/" in outcome.spool or outcome.spool in {"", ".", ".."}:
+            if not _is_plain(outcome.spool):
                 raise ProtocolError(f"not a name of a spool file: {outcome.spool!r}")
             location = await self._results.adopt(self._spool / outcome.spool, digest=outcome.digest, size=outcome.size)
         elif outcome.body is None or len(outcome.body) != outcome.size:
@@ -194,7 +194,7 @@ class Outcomes:
             created_us=self._clock.now_us(),
         )
 
-    def _refuse(self, handle: AgentHandle, outcome: Outcome) -> None:
+    async def _refuse(self, handle: AgentHandle, outcome: Outcome) -> None:
         self.stale += 1
         log.warning(
             "late outcome refused",
@@ -207,6 +207,16 @@ class Outcomes:
                 "state": str(outcome.state),
             },
         )
+        if outcome.spool is not None and _is_plain(outcome.spool):
+            # Nobody else knows of the file. If it was taken over before, it is no longer there.
+            try:
+                await asyncio.to_thread((self._spool / outcome.spool).unlink, missing_ok=True)
+            except OSError:
+                log.warning("a refused result stays in the spool", exc_info=True, extra={"action": "spool_kept"})
+
+
+def _is_plain(name: str) -> bool:
+    return "/" not in name and "\0" not in name and name not in {"", ".", ".."}
 
 
 def _same_host(agent_id: str | None, handle: AgentHandle) -> bool:

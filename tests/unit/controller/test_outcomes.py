@@ -277,3 +277,20 @@ async def test_a_slot_is_free_while_the_outcome_is_written() -> None:
         await rig.settle()
         assert seen == [RunState.RUNNING]
         assert side.attempts() == [(one.seq, 1), (two.seq, 1)]
+
+
+def test_the_spooled_result_of_a_refused_outcome_is_removed(tmp_path: Path) -> None:
+    @run
+    async def refused() -> None:
+        async with Rig() as rig:
+            rig.controller._outcomes._spool = tmp_path
+            side = rig.agent()
+            job = await rig.submit()
+            await side.deliver(outcome(job, AttemptState.FAILED, cause=Cause.TIMEOUT))
+            late = msgspec.structs.replace(outcome(job), body=None, spool="late")
+            await rig.controller._outcomes.record(side.handle, late)
+            assert rig.controller.status()["stale_outcomes"] == 1
+
+    (tmp_path / "late").write_bytes(b"1")
+    refused()
+    assert list(tmp_path.iterdir()) == []
