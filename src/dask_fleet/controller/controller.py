@@ -177,7 +177,7 @@ class Controller:
 
     async def _accept(self, new: NewRun) -> Accepted:
         lane = (new.service, new.version)
-        handle = self._dispatcher.reserve(lane)
+        handle = None if self._dispatcher.is_too_late(new.deadline_us) else self._dispatcher.reserve(lane)
         if handle is None and len(self._dispatcher.queue) >= self._max_queued:
             raise QueueFull(f"{self._max_queued} jobs are queued", retry_after_s=10)
         try:

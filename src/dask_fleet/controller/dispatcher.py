@@ -101,12 +101,20 @@ class Dispatcher:
         else:
             self._push(job)
 
+    def is_too_late(self, deadline_us: int | None) -> bool:
+        """Whether a run with that deadline must not begin any more."""
+        return deadline_us is not None and deadline_us <= self._clock.now_us()
+
     def pump(self) -> None:
         """Give free slots to queued runs until one of both is used up."""
         while not self.paused and len(self.queue):
             entry = self.queue.pop(self._agents.free_for)
             if entry is None:
                 return
+            job = self.by_seq.get(entry.seq)
+            if job is not None and self.is_too_late(job.deadline_us):
+                self._spawn(self._expire(job), f"expire-{entry.seq}")
+                continue
             handle = self._agents.choose(entry.lane)
             assert handle is not None, "pop asked whether there is a slot"
             handle.reserved += 1
@@ -163,6 +171,8 @@ class Dispatcher:
         if ended is not None:
             self.untrack(ended)
             self._changes.publish(ended)
+        else:  # it has begun or ended; or the clock went backwards over its deadline, and it must not fall out of the line
+            self._alarms.at(self._clock.now_us() + _LEDGER_RETRY_US, partial(self._due, job.seq, job.run))
 
     # ------------------------------------------------------------------ why a run waits
 

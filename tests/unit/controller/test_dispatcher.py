@@ -310,6 +310,22 @@ async def test_every_unfinished_job_is_taken_up_at_start() -> None:
 
 
 @run
+async def test_what_comes_after_its_deadline_never_begins_also_where_a_slot_is_free() -> None:
+    async with Rig() as rig:
+        side = rig.agent()
+        late = await rig.submit("late", deadline_us=rig.clock.us)
+        assert (await rig.job(late)).state is RunState.EXPIRED
+
+        running = await rig.submit("running")
+        waits = await rig.submit("waits", deadline_us=rig.clock.us + 1_000_000)
+        rig.clock.us += 1_000_000  # its alarm has not rung yet
+        await side.deliver(outcome(running))
+        assert (await rig.job(waits)).state is RunState.EXPIRED
+        assert side.attempts() == [(running.seq, 1)]
+        assert not rig.controller.status()["queued"]
+
+
+@run
 async def test_a_deadline_to_come_keeps_nothing_of_a_job_that_has_ended() -> None:
     async with Rig() as rig:
         job = await rig.submit(deadline_us=rig.clock.us + 86_400_000_000)
