@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,8 @@ from dask_fleet.protocol.frames import AttemptRef, Outcome
 log = logging.getLogger(__name__)
 
 _SUFFIX = ".outcome"
+_SPOOL_KEPT_S = 3_600.0
+"""The server may just be taking over a file that a predecessor announced before it died; this is long enough for any."""
 _decode = msgspec.msgpack.Decoder(tuple[str, Outcome]).decode
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -66,6 +69,16 @@ class Outbox:
             key = (outcome.seq, outcome.attempt)
             self._waiting[key] = outcome
             self._on_disk.add(key)
+        self._clear_spool()
+
+    def _clear_spool(self) -> None:
+        """Remove what a predecessor's worker processes wrote and nobody will fetch: one that is killed tells of no file."""
+        wanted = {outcome.spool for outcome in self._waiting.values()}
+        before = time.time() - _SPOOL_KEPT_S
+        for path in self._spool.iterdir():
+            if path.name not in wanted and path.is_file() and path.lstat().st_mtime < before:
+                log.warning("forgotten spool file removed", extra={"action": "spool_cleared", "file": path.name})
+                path.unlink(missing_ok=True)
 
     def __len__(self) -> int:
         return len(self._waiting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "agent-outbox"
 
 
-def make(folder: Path) -> Outbox:
-    outbox = Outbox(folder, folder.parent)
+def make(folder: Path, spool: Path | None = None) -> Outbox:
+    outbox = Outbox(folder, spool or folder.parent)
     outbox.load()
     return outbox
 
@@ -109,3 +110,17 @@ def test_outcomes_of_two_ledgers_are_never_mixed(folder: Path) -> None:
     successor = make(folder)
     assert (successor.ledger_id, successor.refs()) == ("a", [AttemptRef(1, 1, 1)])
     successor.close()
+
+
+def test_spool_files_that_a_killed_process_left_are_removed_in_time(folder: Path, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    outbox = make(folder, spool)
+    outbox.add(outcome(1, spool="announced"))
+    outbox.close()
+    for name in ("announced", "forgotten", "fresh"):
+        (spool / name).write_bytes(b"x")
+        if name != "fresh":
+            os.utime(spool / name, (1.0, 1.0))
+    make(folder, spool).close()
+    assert files(spool) == ["announced", "fresh"]
