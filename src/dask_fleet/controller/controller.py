@@ -179,6 +179,9 @@ class Controller:
         lane = (new.service, new.version)
         handle = None if self._dispatcher.is_too_late(new.deadline_us) else self._dispatcher.reserve(lane)
         if handle is None and len(self._dispatcher.queue) >= self._max_queued:
+            known = None if new.refresh or new.tags or new.idempotency_key else await self.ledger.get(new.job_id)
+            if known is not None and known.state is RunState.SUCCEEDED and await self.result(known) is not None:
+                return Accepted(job=known, opened=False, claimed=False)  # it adds nothing to the queue
             raise QueueFull(f"{self._max_queued} jobs are queued", retry_after_s=10)
         try:
             accepted = await self.ledger.accept(new, claim_for=handle.agent_id if handle else None)

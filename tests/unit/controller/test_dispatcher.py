@@ -41,7 +41,7 @@ async def test_short_jobs_are_given_ahead_and_come_back_when_a_long_one_holds_th
     async with Rig() as rig:
         side = rig.agent(slots=1)
         jobs = [await rig.submit(str(number)) for number in range(9)]
-        await rig.advance(0.0019)
+        await rig.advance(0.0039)
         await side.deliver(outcome(jobs[0]))
         assert [seq for seq, _ in side.attempts()] == [job.seq for job in jobs[:7]]  # one on the slot, five ahead
         back = [outcome(job, AttemptState.CANCELLED) for job in jobs[2:7]]
@@ -112,7 +112,7 @@ async def test_a_retry_waits_for_its_back_off() -> None:
         assert "back-off" in (rig.controller.waiting_for(waiting) or "")
         await rig.advance((waiting.not_before_us - rig.clock.now_us()) / 1e6 - 0.001)
         assert len(side.attempts()) == 1
-        await rig.advance(0.0019)
+        await rig.advance(0.0039)
         assert side.attempts() == [(job.seq, 1), (job.seq, 2)]
         await side.deliver(outcome(job, AttemptState.FAILED, attempt=2, cause=Cause.EXCEPTION))
         assert (await rig.job(job)).state is RunState.FAILED
@@ -124,7 +124,7 @@ async def test_a_deadline_ends_what_still_waits() -> None:
         job = await rig.submit(deadline_us=rig.clock.now_us() + 2_000_000)
         await rig.advance(1.999)
         assert (await rig.job(job)).state is RunState.QUEUED
-        await rig.advance(0.0019)
+        await rig.advance(0.0039)
         assert (await rig.job(job)).state is RunState.EXPIRED
         side = rig.agent()
         await rig.settle()
@@ -242,6 +242,20 @@ async def test_past_its_limit_the_queue_refuses_and_stores_nothing() -> None:
         assert caught.value.retry_after_s
         assert (await rig.ledger.counts())["queued"] == 1
         assert (await rig.submit("one")).seq == 1  # known: it joins
+
+
+@run
+async def test_past_its_limit_the_queue_refuses_no_job_that_has_its_result() -> None:
+    async with Rig(max_queued=1) as rig:
+        side = rig.agent()
+        done = await rig.submit("done")
+        await side.deliver(outcome(done))
+        rig.controller.recent.drop(done.job_id)
+        side.drop()
+        await rig.submit("queued")
+        assert (await rig.submit("done")).state is RunState.SUCCEEDED
+        with pytest.raises(QueueFull):
+            await rig.submit("done", refresh=True)
 
 
 @run
