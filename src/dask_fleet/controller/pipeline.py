@@ -8,7 +8,7 @@ what jobs take, and an agent gives back what it could not begin at once.
 
 from __future__ import annotations
 
-AHEAD_S = 0.01
+AHEAD_S = 0.02
 """Work to have at hand: more than a round trip with its commit, less than anybody notices."""
 LONG_S = 2 * AHEAD_S
 """An attempt that takes longer than this is none of the short jobs that the window was made from."""

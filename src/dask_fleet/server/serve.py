@@ -30,6 +30,7 @@ from dask_fleet.server.app import FleetApp
 from dask_fleet.server.auth import Principal, TokenAuthenticator, effective_scopes
 from dask_fleet.server.banner import banner
 from dask_fleet.server.hosts import HostCheck
+from dask_fleet.server.http_protocol import FleetHTTPProtocol
 from dask_fleet.server.routes import all_routes
 from dask_fleet.server.signin import SignIn
 from dask_fleet.server.tokens import OPERATOR, TOKEN_FILE, ensure_tokens
@@ -271,7 +272,7 @@ async def _run_uvicorn(
     server = _Uvicorn(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=FleetHTTPProtocol,
             ws="websockets-sansio",
             ws_max_size=MAX_MESSAGE_BYTES,
             ws_per_message_deflate=False,

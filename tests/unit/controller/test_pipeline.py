@@ -18,14 +18,14 @@ def test_nothing_is_given_ahead_before_anything_is_known() -> None:
     assert Window().ahead == 0
 
 
-@pytest.mark.parametrize(("job_s", "ahead"), [(10.0, 0), (0.1, 0), (0.021, 0), (0.008, 2), (0.001, 20)])
+@pytest.mark.parametrize(("job_s", "ahead"), [(10.0, 0), (0.1, 0), (0.041, 0), (0.016, 2), (0.001, 40)])
 def test_only_short_jobs_are_given_ahead(job_s: float, ahead: int) -> None:
     assert settled(job_s, held=2, slots=2).ahead == ahead
 
 
 def test_the_window_does_not_feed_on_itself() -> None:
     """Attempts that wait ahead stay longer, which must not be taken for longer jobs, nor for shorter ones."""
-    assert settled(0.001, held=2, slots=2).ahead == settled(0.006, held=12, slots=2).ahead == 20
+    assert settled(0.001, held=2, slots=2).ahead == settled(0.006, held=12, slots=2).ahead == 40
 
 
 def test_the_window_is_bounded() -> None:
@@ -40,4 +40,4 @@ def test_what_is_given_back_closes_it_until_a_job_ends() -> None:
     assert window.ahead == 0
     window.given_back()
     window.ended(sojourn_s=0.001, held=2, slots=2)
-    assert window.ahead == 20
+    assert window.ahead == 40
