@@ -9,7 +9,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from dask_fleet.controller.agents import Agents
+import msgspec
+
+from dask_fleet.controller.agents import AgentHandle, Agents
 from dask_fleet.controller.alarms import Alarms
 from dask_fleet.controller.changes import Changes, Subscription
 from dask_fleet.controller.dispatcher import Dispatcher
@@ -17,7 +19,7 @@ from dask_fleet.controller.outcomes import Outcomes
 from dask_fleet.controller.recent import RecentJob, RecentJobs
 from dask_fleet.controller.retention import sweep_forever
 from dask_fleet.controller.sessions import Sessions
-from dask_fleet.model.errors import Conflict, Draining, NotFound, QueueFull
+from dask_fleet.model.errors import Conflict, Draining, FleetError, NotFound, QueueFull
 from dask_fleet.model.ids import JOB_ID_PATTERN
 from dask_fleet.model.jobs import Accepted, JobRecord, NewRun, StoredResult
 from dask_fleet.model.manifest import Manifest
@@ -56,7 +58,7 @@ class Controller:
         self._max_queued = max_queued
         self._row_retention_s = row_retention_s
         self._tasks: set[asyncio.Task[None]] = set()
-        self._accepting: dict[str, asyncio.Task[Accepted]] = {}
+        self._accepting: dict[str, asyncio.Future[Accepted]] = {}
         self._changes = Changes()
         self._alarms = Alarms(self.clock)
         self._dispatcher = Dispatcher(
@@ -136,7 +138,7 @@ class Controller:
         self._dispatcher.paused = True
         self._alarms.close()
         self.sessions.close()
-        tasks: list[asyncio.Task[Any]] = [*self._tasks, *self._accepting.values()]
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -167,13 +169,23 @@ class Controller:
         return await self._single(key, new)
 
     async def _single(self, key: str, new: NewRun) -> Accepted:
-        task = self._accepting.get(key)
-        if task is None:
-            task = asyncio.create_task(self._accept(new), name=f"accept-{new.job_id}")
-            self._accepting[key] = task
-            task.add_done_callback(lambda _: self._accepting.pop(key, None))
-        # Shielded: a caller that goes away must not undo half of it.
-        return await asyncio.shield(task)
+        others = self._accepting.get(key)
+        if others is not None:
+            return await asyncio.shield(others)
+        answer: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+        self._accepting[key] = answer
+        try:
+            accepted = await self._accept(new)
+        except BaseException as exc:
+            told = exc if isinstance(exc, Exception) else Draining("the request was broken off; ask again", retry_after_s=1)
+            answer.set_exception(told)
+            answer.exception()  # retrieved, should nobody else wait
+            raise
+        else:
+            answer.set_result(accepted)
+            return accepted
+        finally:
+            del self._accepting[key]
 
     async def _accept(self, new: NewRun) -> Accepted:
         lane = (new.service, new.version)
@@ -185,10 +197,32 @@ class Controller:
             raise QueueFull(f"{self._max_queued} jobs are queued", retry_after_s=10)
         try:
             accepted = await self.ledger.accept(new, claim_for=handle.agent_id if handle else None)
+        except asyncio.CancelledError:
+            # The caller went away; the write did not. Not worth a task for each call: what it opened is looked up instead.
+            self._spawn(self._take_over(new, handle), f"take-over-{new.job_id}")
+            raise
         except BaseException:
             if handle is not None:
                 self._dispatcher.release(handle)
             raise
+        return self._accepted(new, accepted, handle)
+
+    async def _take_over(self, new: NewRun, handle: AgentHandle | None) -> None:
+        """Go on with a request whose caller went away in the middle of the write."""
+        # Writes keep their order: this one joins whatever the broken-off one has opened.
+        try:
+            joined = await self.ledger.accept(msgspec.structs.replace(new, refresh=False))
+        except FleetError:  # so was the first refused; nothing was opened
+            if handle is not None:
+                self._dispatcher.release(handle)
+            return
+        job = joined.job
+        under_way = job.job_id not in self._dispatcher.active and not job.state.is_terminal
+        claimed = under_way and handle is not None and job.state is RunState.RUNNING and job.agent == handle.agent_id
+        self._accepted(new, Accepted(job=job, opened=joined.opened or under_way, claimed=claimed), handle)
+
+    def _accepted(self, new: NewRun, accepted: Accepted, handle: AgentHandle | None) -> Accepted:
+        """Act on what the ledger has recorded."""
         job = accepted.job
         if not accepted.opened:
             if new.tags:

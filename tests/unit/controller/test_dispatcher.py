@@ -234,6 +234,35 @@ async def test_a_caller_that_goes_away_leaves_a_whole_job() -> None:
 
 
 @run
+async def test_a_caller_that_goes_away_in_the_middle_of_the_write_leaves_a_whole_job() -> None:
+    async with Rig() as rig:
+        side = rig.agent()
+        accept, written, hold = rig.ledger.accept, [], asyncio.Event()
+
+        async def slow(new: NewRun, *, claim_for: str | None = None) -> Accepted:
+            written.append(await accept(new, claim_for=claim_for))  # durable, though nobody hears of it
+            await hold.wait()
+            return written[-1]
+
+        rig.ledger.accept = slow  # type: ignore[method-assign]
+        caller = asyncio.create_task(rig.submit(), name="caller")
+        await rig.settle()
+        other = asyncio.create_task(rig.submit(), name="the same request")
+        await rig.settle()
+        caller.cancel()
+        hold.set()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        with pytest.raises(Draining):
+            await other
+        await rig.settle()
+        assert side.attempts() == [(1, 1)]
+        assert side.handle.reserved == 0
+        await side.deliver(outcome(written[0].job))
+        assert (await rig.submit()).state is RunState.SUCCEEDED
+
+
+@run
 async def test_past_its_limit_the_queue_refuses_and_stores_nothing() -> None:
     async with Rig(max_queued=1) as rig:
         await rig.submit("one")
