@@ -26,10 +26,20 @@ _STATES = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
 @app.command("list")
 def list_jobs(
     state: Annotated[
-        str | None, typer.Option("--state", "-s", help=f"One of {', '.join(_STATES)}.", autocompletion=lambda: list(_STATES))
+        str | None,
+        typer.Option(
+            "--status", "--state", "-s", help=f"One of {', '.join(_STATES)}.", autocompletion=lambda: list(_STATES)
+        ),
     ] = None,
     endpoint: Annotated[
-        str | None, typer.Option("--endpoint", "-e", metavar="SERVICE[.ENDPOINT]", autocompletion=completions.endpoints)
+        str | None,
+        typer.Option(
+            "--endpoint",
+            "-e",
+            metavar="SERVICE[.ENDPOINT]",
+            help="Of one service, or of one of its endpoints.",
+            autocompletion=completions.endpoints,
+        ),
     ] = None,
     user: Annotated[str | None, typer.Option(help="Who asked first.")] = None,
     tag: Annotated[str | None, typer.Option(help="A word given with the call.")] = None,

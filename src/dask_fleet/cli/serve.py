@@ -34,6 +34,10 @@ def serve(
         str | None,
         typer.Option(metavar="DURATION", help="How long running jobs may go on at the end.", show_default="30s"),
     ] = None,
+    allowed_hosts: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Names a proxy passes on in Host, with commas.", show_default="none"),
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.", show_default="text")] = None,
     config: options.Config = None,
@@ -57,6 +61,7 @@ def serve(
             "orphan_timeout": orphan_timeout,
             "max_queued": max_queued,
             "drain_timeout": drain_timeout,
+            "allowed_hosts": allowed_hosts,
             "log_level": log_level,
             "log_format": log_format,
             "config": config,

@@ -120,6 +120,8 @@ class Controller:
         self._dispatcher.paused = True
         log.info("draining", extra={"action": "draining", "running": self.running})
         deadline = self.clock.monotonic() + timeout_s
+        if self._accepting:
+            await asyncio.wait(list(self._accepting.values()), timeout=timeout_s)  # they may begin yet
         for job in list(self._dispatcher.by_seq.values()):
             with self._changes.subscribe(job.seq) as changed:
                 # As it is now, not as it was: it may have ended, or been queued again, while another one was waited for.

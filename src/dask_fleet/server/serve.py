@@ -66,11 +66,17 @@ def run(settings: Settings, targets: list[str]) -> int:
     gc.freeze()
     gc.set_threshold(_GC_THRESHOLD)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings, targets))
+        try:
+            return runner.run(_serve(settings, targets))
+        except asyncio.CancelledError:
+            return 128 + signal.SIGTERM  # told to end before it was ready: all that was started has been taken down
 
 
 async def _serve(settings: Settings, targets: list[str]) -> int:
     refuse_open_bind(settings.host)
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # until there is something to drain
     data_dir = prepare_data_dir(settings.data_dir)
     clock: Clock = SystemClock()
     async with contextlib.AsyncExitStack() as stack:
