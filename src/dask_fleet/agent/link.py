@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from dask_fleet.agent.connection import Connection, Refused
 from dask_fleet.agent.options import AgentOptions
-from dask_fleet.protocol.frames import HEARTBEAT_S, AgentFrame, Heartbeat, Hello, ServerFrame, Welcome
+from dask_fleet.protocol.frames import HEARTBEAT_S, AgentFrame, Hello, ServerFrame, Welcome
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ class Link:
         Makes the first frame of each connection.
     on_welcome, on_frames, on_lost
         Called on the event loop: when the server has answered, for frames after that, and when the connection is gone.
-    free
-        Number of free slots, for heartbeats.
+    heartbeat
+        Makes the frames that go out every `HEARTBEAT_S`.
     """
 
     def __init__(
@@ -57,14 +57,14 @@ class Link:
         on_welcome: Callable[[Welcome], None],
         on_frames: Callable[[list[ServerFrame]], None],
         on_lost: Callable[[], None],
-        free: Callable[[], int],
+        heartbeat: Callable[[], list[AgentFrame]],
     ) -> None:
         self._options = options
         self._hello = hello
         self._on_welcome = on_welcome
         self._on_frames = on_frames
         self._on_lost = on_lost
-        self._free = free
+        self._heartbeat = heartbeat
         self._connection: Connection | None = None
         self._welcomed = False
 
@@ -158,7 +158,8 @@ class Link:
                 elif loop.time() - connection.heard_at > _SILENCE_S:
                     connection.abort("the server has gone silent")
                 elif self._welcomed:
-                    connection.send(Heartbeat(self._free()))
+                    for frame in self._heartbeat():
+                        connection.send(frame)
                     if beats % _PING_EVERY == 0:
                         connection.ping()
             return connection.closed.result()

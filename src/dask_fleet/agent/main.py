@@ -24,7 +24,9 @@ from dask_fleet.observability import logs
 from dask_fleet.protocol.frames import (
     PROTOCOL_VERSION,
     Ack,
+    AgentFrame,
     Cancel,
+    Heartbeat,
     Hello,
     Outcome,
     ServerFrame,
@@ -65,7 +67,7 @@ class Agent:
             on_welcome=self._on_welcome,
             on_frames=self._on_frames,
             on_lost=outbox.disconnected,
-            free=lambda: self._supervisor.free,
+            heartbeat=self._heartbeat,
         )
         self._told_to_end: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._acknowledged = asyncio.Event()
@@ -126,6 +128,10 @@ class Agent:
             ".".join(str(part) for part in sys.version_info[:3]),
             _package_versions(),
         )
+
+    def _heartbeat(self) -> list[AgentFrame]:
+        held = self._supervisor.held() + self._outbox.refs()
+        return [Heartbeat(self._supervisor.free, held), *self._outbox.overdue()]
 
     def _on_welcome(self, welcome: Welcome) -> None:
         if not self._outbox.welcomed(welcome.ledger_id):

@@ -43,6 +43,7 @@ class Outbox:
         self._spool = spool
         self._waiting: dict[AttemptKey, Outcome] = {}
         self._on_disk: set[AttemptKey] = set()
+        self._looked_at: set[AttemptKey] = set()
         self._online = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
         self.ledger_id = ""
@@ -93,6 +94,12 @@ class Outbox:
     def outcomes(self) -> list[Outcome]:
         """Return what waits, oldest first."""
         return list(self._waiting.values())
+
+    def overdue(self) -> list[Outcome]:
+        """Return what already waited when this was last called: an acknowledgement should have come since."""
+        late = [outcome for key, outcome in self._waiting.items() if key in self._looked_at]
+        self._looked_at = set(self._waiting)
+        return late
 
     def add(self, outcome: Outcome) -> None:
         """Keep an outcome until it is acknowledged."""

@@ -55,6 +55,7 @@ class Outcomes:
         self._recent = recent
         self._clock = clock
         self._recording: dict[tuple[int, int], tuple[AgentHandle, asyncio.Future[bool]]] = {}
+        self._following: set[tuple[int, int]] = set()
         self._recorded: OrderedDict[tuple[int, int], AttemptState] = OrderedDict()
         self.stale = 0
         """Late writes refused by the fence since start."""
@@ -66,9 +67,14 @@ class Outcomes:
         """
         key = (outcome.seq, outcome.attempt)
         again = False
+        if key in self._recording:
+            if key in self._following:
+                return  # sent a third time while the first is being written: the second sees to the answer
+            self._following.add(key)
         while (under_way := self._recording.get(key)) is not None:
             # Sent again over a new connection, or given up as lost this very moment: what is being written comes first.
             again = await asyncio.shield(under_way[1]) and under_way[0] is handle
+        self._following.discard(key)
         if again or self._recorded.get(key) is outcome.state:
             handle.held.pop(key, None)  # its Hello may have listed it meanwhile
             self._dispatcher.pump()

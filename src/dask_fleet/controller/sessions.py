@@ -15,6 +15,7 @@ from dask_fleet.model.jobs import JobRecord
 from dask_fleet.model.states import RunState
 from dask_fleet.plugins.clock import Clock
 from dask_fleet.protocol.frames import (
+    HEARTBEAT_S,
     PROTOCOL_VERSION,
     AgentFrame,
     Cancel,
@@ -144,9 +145,23 @@ class Sessions:
                         )
                     self._dispatcher.pump()
                 case Heartbeat():
-                    pass
+                    if frame.held is not None:
+                        self._send_missing(handle, {(ref.seq, ref.attempt) for ref in frame.held})
                 case Hello():
                     raise ProtocolError("a second Hello on one connection")
+
+    def _send_missing(self, handle: AgentHandle, holds: set[tuple[int, int]]) -> None:
+        """Send again what the agent should hold and does not: whatever became of the first frame, the run must go on."""
+        now = self._clock.monotonic()
+        for key, held in handle.held.items():
+            job = self._dispatcher.by_seq.get(held.seq)
+            if key not in holds and now - held.since > 2 * HEARTBEAT_S and job is not None and job.attempt == held.attempt:
+                held.since = now
+                log.warning(
+                    "attempt sent again: its agent did not have it",
+                    extra={"action": "attempt_sent_again", "agent": handle.agent_id, "seq": key[0], "attempt": key[1]},
+                )
+                handle.send(start_frame(job))
 
     # ------------------------------------------------------------------ going
 

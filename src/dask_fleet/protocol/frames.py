@@ -96,9 +96,11 @@ class Outcome(Frame, frozen=True):
 
 
 class Heartbeat(Frame, frozen=True):
-    """Sign of life, every `HEARTBEAT_S`."""
+    """Sign of life, every `HEARTBEAT_S`, and what the agent holds: frames only speed up what this makes certain."""
 
     free: int
+    held: list[AttemptRef] | None = None
+    """Attempts it runs or whose outcome is unacknowledged; ``None`` says nothing of them."""
 
 
 HEARTBEAT_S = 5.0

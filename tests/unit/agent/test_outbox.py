@@ -42,6 +42,18 @@ def test_connected_it_touches_no_disk(folder: Path) -> None:
     assert files(folder) == []
 
 
+def test_what_is_not_acknowledged_between_two_looks_is_overdue(folder: Path) -> None:
+    outbox = make(folder)
+    outbox.welcomed("L")
+    outbox.add(outcome(1))
+    assert outbox.overdue() == []
+    outbox.add(outcome(2))
+    assert outbox.overdue() == [outcome(1)]
+    outbox.acknowledge(1, 1)
+    assert outbox.overdue() == [outcome(2)]
+    outbox.close()
+
+
 def test_what_waits_survives_the_process(folder: Path) -> None:
     outbox = make(folder)
     outbox.welcomed("a")

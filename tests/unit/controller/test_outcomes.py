@@ -150,6 +150,25 @@ async def test_an_agent_that_comes_back_as_it_is_given_up_is_refused_and_told() 
 
 
 @run
+async def test_an_outcome_that_could_not_be_recorded_is_recorded_when_it_comes_again() -> None:
+    async with Rig() as rig:
+        side = rig.agent()
+        job = await rig.submit()
+        finish = rig.ledger.finish
+
+        async def broken(end: AttemptEnd) -> JobRecord | None:
+            raise RuntimeError("a fault of ours")
+
+        rig.ledger.finish = broken  # type: ignore[method-assign]
+        await side.deliver(outcome(job))
+        assert side.acks() == []
+        rig.ledger.finish = finish  # type: ignore[method-assign]
+        await side.deliver(outcome(job), outcome(job), outcome(job))
+        assert (await rig.job(job)).state is RunState.SUCCEEDED
+        assert side.acks()
+
+
+@run
 async def test_an_outcome_whose_acknowledgement_was_lost_is_no_zombies() -> None:
     async with Rig() as rig:
         side = rig.agent()

@@ -9,7 +9,7 @@ from tests.unit.controller.rig import MANIFEST, Rig, outcome, ref, run
 from dask_fleet.model.errors import ProtocolError
 from dask_fleet.model.jobs import NewRun, Policy
 from dask_fleet.model.states import AttemptState, RunState
-from dask_fleet.protocol.frames import PROTOCOL_VERSION, Hello, Progress, Welcome
+from dask_fleet.protocol.frames import PROTOCOL_VERSION, AttemptRef, Heartbeat, Hello, Progress, Welcome
 
 
 @run
@@ -242,6 +242,20 @@ async def test_a_restarted_server_adopts_what_runs() -> None:
         for each in (job, lost):
             ended = await rig.job(each)
             assert (ended.state, ended.attempt) == (RunState.SUCCEEDED, 1)
+
+
+@run
+async def test_an_attempt_that_its_agent_does_not_know_of_is_sent_again() -> None:
+    async with Rig() as rig:
+        side = rig.agent(slots=2)
+        lost, held = await rig.submit("lost"), await rig.submit("held")
+        beat = Heartbeat(1, [AttemptRef(held.seq, 1, 1)])
+        await rig.advance(9.9)  # it may be on its way yet
+        rig.controller.sessions.receive(side.handle, [beat])
+        assert side.attempts() == [(lost.seq, 1), (held.seq, 1)]
+        await rig.advance(1.0)
+        rig.controller.sessions.receive(side.handle, [Heartbeat(1), beat, beat])
+        assert side.attempts() == [(lost.seq, 1), (held.seq, 1), (lost.seq, 1)]
 
 
 @run
