@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from dask_fleet.controller.fair_queue import Lane
-from dask_fleet.controller.pipeline import LONG_S, Window
+from dask_fleet.controller.pipeline import LONG_S, Endpoint, Window
 from dask_fleet.plugins.clock import Clock
 from dask_fleet.protocol.frames import Progress, ServerFrame
 
@@ -24,6 +24,9 @@ class HeldAttempt(msgspec.Struct, gc=False):
     attempt: int
     since: float = 0.0
     """When it was given out, by the monotonic clock; 0 if another server did."""
+    endpoint: Endpoint = ("", "")
+    short: bool = False
+    """Whether its endpoint was known to take little then."""
     alongside: int = 1
     """How many the agent held then, this one included."""
     progress: Progress | None = None
@@ -71,11 +74,7 @@ class AgentHandle:
             return False
         # Nothing is given ahead behind an attempt that already takes longer than what the window was made from.
         before = self._clock.monotonic() - LONG_S
-        long = 0
-        for held in self.held.values():  # oldest first
-            if held.since > before:
-                break
-            long += 1
+        long = sum(1 for held in self.held.values() if not held.short or held.since <= before)
         return long < self.slots and free + self.window.ahead * (self.slots - long) // self.slots > 0
 
     def can_run(self, lane: Lane) -> bool:

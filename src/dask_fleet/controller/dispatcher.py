@@ -79,8 +79,15 @@ class Dispatcher:
     def start(self, handle: AgentHandle, job: JobRecord) -> None:
         """Turn a reserved slot into a held attempt (it is durable already) and tell the agent to run it."""
         handle.reserved -= 1
+        endpoint = (job.service, job.endpoint)
         handle.held[job.seq, job.attempt] = HeldAttempt(
-            seq=job.seq, run=job.run, attempt=job.attempt, since=self._clock.monotonic(), alongside=len(handle.held) + 1
+            seq=job.seq,
+            run=job.run,
+            attempt=job.attempt,
+            since=self._clock.monotonic(),
+            endpoint=endpoint,
+            short=handle.window.is_short(endpoint),
+            alongside=len(handle.held) + 1,
         )
         self.track(job)
         handle.send(start_frame(job))

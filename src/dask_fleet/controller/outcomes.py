@@ -105,7 +105,7 @@ class Outcomes:
             handle.window.given_back()
         elif held is not None and held.since:
             sojourn_s = self._clock.monotonic() - held.since
-            handle.window.ended(sojourn_s=sojourn_s, held=held.alongside, slots=handle.slots)
+            handle.window.ended(held.endpoint, sojourn_s=sojourn_s, held=held.alongside, slots=handle.slots)
         job = self._dispatcher.by_seq.get(outcome.seq)
         current = (
             job is not None

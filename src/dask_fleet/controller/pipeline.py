@@ -17,17 +17,22 @@ _WEIGHT = 0.1
 """Of the newest observation in the moving average."""
 
 
+Endpoint = tuple[str, str]
+"""Service and endpoint."""
+
+
 class Window:
     """Estimates what a job takes on one agent, from how long attempts are under way and how many were at once."""
 
-    __slots__ = ("_service_s", "ahead")
+    __slots__ = ("_by_endpoint", "_service_s", "ahead")
 
     def __init__(self) -> None:
         self._service_s: float | None = None
+        self._by_endpoint: dict[Endpoint, float] = {}
         self.ahead = 0
         """Attempts that may be given to the agent beyond its slots."""
 
-    def ended(self, *, sojourn_s: float, held: int, slots: int) -> None:
+    def ended(self, endpoint: Endpoint, *, sojourn_s: float, held: int, slots: int) -> None:
         """Note that an attempt has ended after `sojourn_s`, when `held` were under way on `slots`.
 
         By Little's law `held` attempts that each stay `sojourn_s` pass at ``held / sojourn_s`` a second; spread over the
@@ -35,13 +40,20 @@ class Window:
         """
         busy = min(max(held, 1), max(slots, 1))
         service_s = sojourn_s * busy / max(held, 1)
-        if self._service_s is None:
-            self._service_s = service_s
-        else:
-            self._service_s += _WEIGHT * (service_s - self._service_s)
+        self._service_s = _moved(self._service_s, service_s)
+        self._by_endpoint[endpoint] = _moved(self._by_endpoint.get(endpoint), service_s)
         self.ahead = min(MOST_AHEAD, int(AHEAD_S * max(slots, 1) / max(self._service_s, 1e-6)))
+
+    def is_short(self, endpoint: Endpoint) -> bool:
+        """Whether jobs of that endpoint are known to be short: nothing waits behind one of which nothing is known."""
+        return self._by_endpoint.get(endpoint, AHEAD_S) < AHEAD_S
 
     def given_back(self) -> None:
         """The agent could not begin an attempt at once: long jobs hold its slots. Begin anew when one ends."""
         self._service_s = None
+        self._by_endpoint.clear()
         self.ahead = 0
+
+
+def _moved(average: float | None, observed: float) -> float:
+    return observed if average is None else average + _WEIGHT * (observed - average)

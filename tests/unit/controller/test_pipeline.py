@@ -6,11 +6,13 @@ import pytest
 
 from dask_fleet.controller.pipeline import MOST_AHEAD, Window
 
+QUICK = ("s", "quick")
+
 
 def settled(sojourn_s: float, *, held: int, slots: int) -> Window:
     window = Window()
     for _ in range(200):
-        window.ended(sojourn_s=sojourn_s, held=held, slots=slots)
+        window.ended(QUICK, sojourn_s=sojourn_s, held=held, slots=slots)
     return window
 
 
@@ -36,8 +38,19 @@ def test_what_is_given_back_closes_it_until_a_job_ends() -> None:
     window = settled(0.001, held=2, slots=2)
     window.given_back()
     assert window.ahead == 0
-    window.ended(sojourn_s=5.0, held=2, slots=2)
+    window.ended(QUICK, sojourn_s=5.0, held=2, slots=2)
     assert window.ahead == 0
     window.given_back()
-    window.ended(sojourn_s=0.001, held=2, slots=2)
+    window.ended(QUICK, sojourn_s=0.001, held=2, slots=2)
     assert window.ahead == 40
+
+
+def test_a_short_endpoint_is_known_by_its_own_jobs() -> None:
+    window = settled(0.001, held=2, slots=2)
+    assert window.is_short(QUICK)
+    assert not window.is_short(("s", "never seen"))
+    window.ended(("s", "slow"), sojourn_s=1.0, held=1, slots=2)
+    assert not window.is_short(("s", "slow"))
+    assert window.is_short(QUICK)
+    window.given_back()
+    assert not window.is_short(QUICK)
