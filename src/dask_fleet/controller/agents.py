@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
@@ -45,7 +45,8 @@ class AgentHandle:
         self.slots = 0
         self.versions: dict[str, str] = {}
         self.problems: dict[str, str] = {}
-        self.held: dict[AttemptKey, HeldAttempt] = {}
+        self._held: dict[AttemptKey, HeldAttempt] = {}
+        self._not_short = 0
         self.reserved = 0
         self.window = Window()
         self.pid = 0
@@ -58,11 +59,29 @@ class AgentHandle:
         return self._send is not None
 
     @property
+    def held(self) -> Mapping[AttemptKey, HeldAttempt]:
+        """What it holds, oldest first."""
+        return self._held
+
+    def hold(self, attempt: HeldAttempt) -> None:
+        """Note that it holds an attempt."""
+        self.drop((attempt.seq, attempt.attempt))
+        self._held[attempt.seq, attempt.attempt] = attempt
+        self._not_short += not attempt.short
+
+    def drop(self, key: AttemptKey) -> HeldAttempt | None:
+        """Note that it holds an attempt no more; return what was known of it."""
+        attempt = self._held.pop(key, None)
+        if attempt is not None:
+            self._not_short -= not attempt.short
+        return attempt
+
+    @property
     def free(self) -> int:
         """Slots that nothing uses; negative while work is given ahead."""
         if self._send is None:
             return 0
-        return self.slots - len(self.held) - self.reserved
+        return self.slots - len(self._held) - self.reserved
 
     @property
     def takes_more(self) -> bool:
@@ -74,7 +93,11 @@ class AgentHandle:
             return False
         # Nothing is given ahead behind an attempt that already takes longer than what the window was made from.
         before = self._clock.monotonic() - LONG_S
-        long = sum(1 for held in self.held.values() if not held.short or held.since <= before)
+        long = self._not_short
+        for held in self._held.values():  # oldest first
+            if held.since > before:
+                break
+            long += held.short
         return long < self.slots and free + self.window.ahead * (self.slots - long) // self.slots > 0
 
     def can_run(self, lane: Lane) -> bool:

@@ -80,14 +80,16 @@ class Dispatcher:
         """Turn a reserved slot into a held attempt (it is durable already) and tell the agent to run it."""
         handle.reserved -= 1
         endpoint = (job.service, job.endpoint)
-        handle.held[job.seq, job.attempt] = HeldAttempt(
-            seq=job.seq,
-            run=job.run,
-            attempt=job.attempt,
-            since=self._clock.monotonic(),
-            endpoint=endpoint,
-            short=handle.window.is_short(endpoint),
-            alongside=len(handle.held) + 1,
+        handle.hold(
+            HeldAttempt(
+                seq=job.seq,
+                run=job.run,
+                attempt=job.attempt,
+                since=self._clock.monotonic(),
+                endpoint=endpoint,
+                short=handle.window.is_short(endpoint),
+                alongside=len(handle.held) + 1,
+            )
         )
         self.track(job)
         handle.send(start_frame(job))

@@ -76,7 +76,7 @@ class Outcomes:
             again = await asyncio.shield(under_way[1]) and under_way[0] is handle
         self._following.discard(key)
         if again or self._recorded.get(key) is outcome.state:
-            handle.held.pop(key, None)  # its Hello may have listed it meanwhile
+            handle.drop(key)  # its Hello may have listed it meanwhile
             self._dispatcher.pump()
         else:
             written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -100,7 +100,7 @@ class Outcomes:
 
     async def _record(self, handle: AgentHandle, outcome: Outcome) -> None:
         # The agent's slot is free from now on; while the outcome is written, the next run is claimed in the same commit.
-        held = handle.held.pop((outcome.seq, outcome.attempt), None)
+        held = handle.drop((outcome.seq, outcome.attempt))
         if outcome.state is AttemptState.CANCELLED and outcome.failure is None:
             handle.window.given_back()
         elif held is not None and held.since:

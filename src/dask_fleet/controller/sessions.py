@@ -98,11 +98,11 @@ class Sessions:
                 handle.send(Cancel(ref.seq, ref.run, ref.attempt, 0.0))  # a zombie: its outcome will be refused
             elif (ref.seq, ref.attempt) not in handle.held and agent_name(job.agent or "") == handle.name:
                 # Its own, or its predecessor's: what that one had spooled, this one delivers, or it is lost with this one.
-                handle.held[ref.seq, ref.attempt] = HeldAttempt(seq=ref.seq, run=ref.run, attempt=ref.attempt)
+                handle.hold(HeldAttempt(seq=ref.seq, run=ref.run, attempt=ref.attempt))
         for key, held in list(handle.held.items()):
             job = self._dispatcher.by_seq.get(held.seq)
             if job is None or job.attempt != held.attempt:
-                del handle.held[key]
+                handle.drop(key)
             elif key not in says:
                 handle.send(start_frame(job))  # our frame was lost on the way: the attempt never began
             if job is not None and job.cancel_requested_by is not None:
@@ -119,7 +119,7 @@ class Sessions:
         """At start: a running attempt of an agent that will reconnect, or be found lost."""
         assert job.agent is not None
         handle = self._agents.ensure(job.agent, agent_name(job.agent))
-        handle.held[job.seq, job.attempt] = HeldAttempt(seq=job.seq, run=job.run, attempt=job.attempt)
+        handle.hold(HeldAttempt(seq=job.seq, run=job.run, attempt=job.attempt))
         self._dispatcher.track(job)
         if job.agent not in self._deadlines:
             self._arm_deadline(handle)
@@ -208,7 +208,7 @@ class Sessions:
                     self._outcomes.lose(handle, held.seq, held.run, held.attempt, message), f"lose-{held.seq}-{held.attempt}"
                 )
             else:
-                del handle.held[key]  # its successor's now
+                handle.drop(key)  # its successor's now
         if handle.reserved:
             # A claim for it is on its way into the ledger; what comes of it is lost too, so look again.
             loop = asyncio.get_running_loop()
