@@ -8,6 +8,7 @@ from dask_fleet.ledger import changes, rows, statements
 from dask_fleet.ledger.changes import Change
 from dask_fleet.model.errors import IdempotencyMismatch, InternalError, NotFound
 from dask_fleet.model.jobs import Accepted, AttemptEnd, JobRecord, NewRun, TokenRecord
+from dask_fleet.model.states import RunState
 from dask_fleet.plugins.clock import Clock
 
 _SQL = {**statements.load("reads"), **statements.load("writes")}
@@ -25,6 +26,9 @@ EVENT_IDS_RESERVED = 100_000
 
 _MOST_EVENTS_A_BATCH = 4_000
 
+_MOST_RUNNING = 4_096
+"""Running jobs whose rows are kept at hand."""
+
 
 class Writes:
     """Reads, decides (`changes`), writes. Nothing here begins or ends a transaction."""
@@ -35,6 +39,8 @@ class Writes:
         self._changes = connection.changes
         self._clock = clock
         self.now_us = 0
+        # What was written last of running jobs, so that their end need not read it back. All writes pass through here.
+        self._running: dict[int, JobRecord] = {}
         last_seq, last_created_us = self._execute(_SQL["last_job"]).fetchone() or (0, 0)
         self._last_now_us: int = last_created_us
         # Handles of purged jobs are not given again: an agent may still hold an outcome in a handle's name.
@@ -64,6 +70,7 @@ class Writes:
 
     def rolled_back(self) -> None:
         """It never was."""
+        self._running.clear()
         self._events_reserved = 0
 
     # ------------------------------------------------------------------ requests
@@ -88,6 +95,7 @@ class Writes:
             for tag in job.tags:
                 self._execute(_SQL["insert_tag"], (job.tenant, tag, seq))
             self._write_events(change)
+            self._keep_at_hand(job)
         else:
             known = self._by_id(new.job_id)
             if known is None:
@@ -160,6 +168,7 @@ class Writes:
         if self._changes() != 1:
             raise InternalError(f"the guard of job {before.seq} refused what was read in the same transaction")
         self._write_events(change)
+        self._keep_at_hand(job)
         if change.ended is not None:
             self._execute(_INSERT_ATTEMPT, rows.row_of_attempt(job.seq, change.ended))
         if change.result is not None:
@@ -206,13 +215,23 @@ class Writes:
             return job
         tagged = changes.with_tags(job, tags)
         if tagged is not job:
+            self._keep_at_hand(tagged)
             self._execute(_SQL["set_tags"], (rows.tags_text(tagged.tags), job.seq))
             for tag in tagged.tags[len(job.tags):]:
                 self._execute(_SQL["insert_tag"], (job.tenant, tag, job.seq))
         return tagged
 
+    def _keep_at_hand(self, job: JobRecord) -> None:
+        if job.state is RunState.RUNNING:
+            if len(self._running) >= _MOST_RUNNING:
+                self._running.clear()
+            self._running[job.seq] = job
+        else:
+            self._running.pop(job.seq, None)
+
     def _by_seq(self, seq: int) -> JobRecord | None:
-        return self._job(self._execute(_JOB_BY_SEQ, (seq,)).fetchone())
+        job = self._running.get(seq)
+        return job if job is not None else self._job(self._execute(_JOB_BY_SEQ, (seq,)).fetchone())
 
     def _by_id(self, job_id: str) -> JobRecord | None:
         return self._job(self._execute(_JOB_BY_ID, (job_id,)).fetchone())

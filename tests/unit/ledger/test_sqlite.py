@@ -13,6 +13,7 @@ from dask_fleet.ledger import connections, listing, lock, migrations, statements
 from dask_fleet.ledger.sqlite import SQLiteLedger
 from dask_fleet.model.errors import ConfigError, InternalError, LedgerInUse, LedgerTooNew, LedgerUnavailable, NotFound
 from dask_fleet.model.jobs import JobFilter
+from dask_fleet.model.states import RunState
 from dask_fleet.testing.ledger_conformance import end_of, request
 
 
@@ -210,6 +211,25 @@ def test_an_operation_that_refuses_after_writing_is_undone_and_takes_nobody_alon
         assert all(not isinstance(other, BaseException) and other.opened for other in others)
         assert await ledger.get("late") is None
         assert await ledger.get("a0") is not None
+
+    on(tmp_path / "ledger.db", act)
+
+
+def test_what_a_rollback_undid_is_not_remembered(tmp_path: Path) -> None:
+    async def act(ledger: SQLiteLedger) -> None:
+        writes = ledger._open.writes
+        job = (await ledger.accept(request("a"), claim_for="agent")).job
+
+        def cancel_and_fail() -> None:
+            assert writes.request_cancel(job.seq, 1, "somebody") is not None
+            raise RuntimeError("after a write")
+
+        with pytest.raises(RuntimeError):
+            await ledger._open.writer.submit(cancel_and_fail)
+        ended = await ledger.finish(end_of(job))
+        assert ended is not None
+        assert (ended.state, ended.cancel_requested_by) == (RunState.SUCCEEDED, None)
+        assert await ledger.get("a") == ended
 
     on(tmp_path / "ledger.db", act)
 
