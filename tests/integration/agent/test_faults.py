@@ -135,6 +135,8 @@ class TestLoading:
             module = tmp_path / "broken.py"
             module.write_text("import nothing_of_that_name\n")
             welcome = msgspec.structs.replace(server.welcome, targets=[*server.welcome.targets, str(module)])
+            # The test before may have had the process killed: one that has loaded must be there, or it would be kept.
+            assert (await server.call("double", n=1)).state is AttemptState.SUCCEEDED
             (pid,) = [w.pid for w in mortal.agent.workers()]
             await server.send(msgspec.structs.replace(welcome, versions={"trial": "another"}))
             ready = await until(lambda: server.ready[-1].problems and server.ready[-1])
