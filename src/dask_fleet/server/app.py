@@ -88,8 +88,12 @@ class FleetApp:
             await _answer_error(exc, scope, send)
 
     async def _submit(self, submission: Submission, scope: Any, receive: Receive, send: Send, principal: Principal) -> None:
+        if scope["method"] == "OPTIONS":
+            await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", b"OPTIONS, POST")]})
+            await send({"type": "http.response.body", "body": b""})
+            return
         if scope["method"] != "POST":
-            raise MethodNotAllowed("call an endpoint with POST", allow=["POST"])
+            raise MethodNotAllowed("call an endpoint with POST", allow=["OPTIONS", "POST"])
         status, headers, body = await submission(scope, receive, principal)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
