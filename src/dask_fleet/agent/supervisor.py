@@ -41,6 +41,8 @@ _RELAUNCH_S = (0.2, 30.0)
 _GIVE_BACK_S = 0.1
 """How long an attempt may wait here for a free thread. The server sends short jobs a little ahead; when long ones hold all
 threads, what waits behind them goes back, for another agent may be free."""
+_NO_WORKER_S = 5.0
+"""The same while no process is ready to run anything."""
 _STOP_S = 5.0
 """How long an idle worker process may take to stop before it is killed."""
 
@@ -258,14 +260,14 @@ class Supervisor:
         )
 
     def _give_back(self, now: float) -> float:
-        """Return to the server what has waited too long behind others; returns when to look again."""
-        if self._waiting and any(worker.ready for worker in self._workers):
-            while self._waiting and self._waiting[0].waits_until <= now:
-                attempt = self._waiting.popleft()
-                self._forget(attempt)
-                self._deliver(ended(attempt.start, AttemptState.CANCELLED, "", _now_us()))
-            return self._waiting[0].waits_until if self._waiting else math.inf
-        return now + _GIVE_BACK_S if self._waiting else math.inf
+        """Return to the server what has waited too long; returns when to look again."""
+        # Where no process is ready, one may be starting. If none comes, the server shall know that nothing runs here.
+        patience = 0.0 if any(worker.ready for worker in self._workers) else _NO_WORKER_S
+        while self._waiting and self._waiting[0].waits_until + patience <= now:
+            attempt = self._waiting.popleft()
+            self._forget(attempt)
+            self._deliver(ended(attempt.start, AttemptState.CANCELLED, "", _now_us()))
+        return self._waiting[0].waits_until + patience if self._waiting else math.inf
 
     def _forget(self, attempt: Attempt) -> None:
         self._attempts.pop(attempt.key, None)

@@ -180,6 +180,9 @@ class TestLoading:
                     assert "exit code 9" in ready.problems[str(module)]
                     assert ready.slots == 0
                     assert 2 <= len((tmp_path / "deaths").read_text()) <= 3
+                    # What was on its way meanwhile does not wait for ever for a process that never comes.
+                    given_back = await server.call("double", n=1)
+                    assert (given_back.state, given_back.failure) == (AttemptState.CANCELLED, None)
             finally:
                 await server.close()
 
