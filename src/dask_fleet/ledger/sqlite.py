@@ -57,7 +57,7 @@ class _Opened:
 
 
 class SQLiteLedger(Ledger):
-    """Keeps everything in one SQLite file in WAL mode, written by one thread with group commit.
+    """Keeps everything in one SQLite file in WAL mode, written through one connection with group commit.
 
     Parameters
     ----------

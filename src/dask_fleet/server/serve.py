@@ -48,7 +48,7 @@ _AGENT_STOP_S = 10.0
 _GC_THRESHOLD = 20_000
 """New objects between two collections, instead of 700: a call makes some dozens, hardly any in a cycle."""
 _GIL_SWITCH_S = 0.0005
-"""The event loop and the ledger's writer thread hand the GIL to each other for every commit; the default of 5 ms would
+"""The event loop and the ledger's commit thread hand the GIL to each other for every commit; the default of 5 ms would
 let one wait for the other longer than a whole call takes."""
 
 
