@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-_FILE = Path(__file__).parents[1] / "client" / "stub_server.py"
+_FILE = Path(__file__).parent / "client" / "stub_server.py"
 _SPEC = importlib.util.spec_from_file_location("stub_server", _FILE)
 assert _SPEC is not None
 assert _SPEC.loader is not None
