@@ -81,7 +81,8 @@ def test_a_helper_that_fails_midway_breaks_the_answer_off() -> None:
 
 def test_leaving_midway_ends_the_helper_and_the_source() -> None:
     async def main() -> None:
-        code = "import os, time; os.write(1, b'%d' % os.getpid()); time.sleep(60)"
+        # It speaks only once it was fed: a source nobody has begun to read has nothing to close.
+        code = "import os, time; os.read(0, 1); os.write(1, b'%d' % os.getpid()); time.sleep(60)"
         source = Source(*[b"x" * 100_000] * 100)
         pieces = await Renderer(helper(code)).start("x/y", source.read())
         pid = int(await anext(pieces))
