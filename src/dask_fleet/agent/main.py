@@ -155,7 +155,7 @@ class Agent:
                     self._supervisor.cancel(frame)
             elif isinstance(frame, Shutdown):
                 self._end_in(frame.drain_s)
-            else:
+            elif isinstance(frame, Welcome):
                 self._on_welcome(frame)
 
     def _deliver(self, outcome: Outcome) -> None:

@@ -26,6 +26,7 @@ from dask_fleet.protocol.frames import (
     AttemptRef,
     Cancel,
     Loaded,
+    LogGrown,
     Outcome,
     Progress,
     Ready,
@@ -67,7 +68,7 @@ class Supervisor:
         nworkers: int,
         nthreads: int,
         timeout_grace_s: float,
-        report: Callable[[Ready | Progress], None],
+        report: Callable[[Ready | Progress | LogGrown], None],
         deliver: Callable[[Outcome], None],
         discard: Callable[[Outcome], None],
     ) -> None:
@@ -313,7 +314,7 @@ class Supervisor:
 
     # ------------------------------------------------------------------ what worker processes say
 
-    def _on_frame(self, worker: WorkerProcess, frame: Loaded | Progress | Outcome) -> None:
+    def _on_frame(self, worker: WorkerProcess, frame: Loaded | Progress | Outcome | LogGrown) -> None:
         if isinstance(frame, Outcome):
             key = (frame.seq, frame.attempt)
             attempt = worker.attempts.get(key)
@@ -329,7 +330,7 @@ class Supervisor:
                 self._place_waiting()
             if worker.retiring and not worker.attempts:
                 self._stop(worker)
-        elif isinstance(frame, Progress):
+        elif isinstance(frame, (Progress, LogGrown)):
             if (frame.seq, frame.attempt) in worker.attempts:
                 self._report(frame)
         else:

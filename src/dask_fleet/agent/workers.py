@@ -22,6 +22,7 @@ from dask_fleet.protocol.frames import (
     Frame,
     Load,
     Loaded,
+    LogGrown,
     Outcome,
     Progress,
     decode_for_agent,
@@ -61,12 +62,12 @@ class WorkerProcess:
         self._unsent = bytearray()
         self._loop = asyncio.get_running_loop()
         self._ended = False
-        self._on_frame: Callable[[WorkerProcess, Loaded | Progress | Outcome], None] | None = None
+        self._on_frame: Callable[[WorkerProcess, Loaded | Progress | Outcome | LogGrown], None] | None = None
         self._on_exit: Callable[[WorkerProcess, str], None] | None = None
 
     def watch(
         self,
-        on_frame: Callable[[WorkerProcess, Loaded | Progress | Outcome], None],
+        on_frame: Callable[[WorkerProcess, Loaded | Progress | Outcome | LogGrown], None],
         on_exit: Callable[[WorkerProcess, str], None],
     ) -> None:
         """Begin to listen."""

@@ -32,6 +32,11 @@ class HeldAttempt(msgspec.Struct, gc=False):
     progress: Progress | None = None
 
 
+def agent_home(agent_id: str) -> str:
+    """Return the part of an agent's id that names its data folder (``local-3q5w…`` → ``local``)."""
+    return agent_id.rpartition("-")[0] or agent_id
+
+
 class AgentHandle:
     """One agent process, connected or not.
 
@@ -42,6 +47,8 @@ class AgentHandle:
         self._clock = clock
         self.agent_id = agent_id
         self.name = name
+        self.home = agent_home(agent_id)
+        """Names its data folder: agents with one home never live at the same time."""
         self.slots = 0
         self.versions: dict[str, str] = {}
         self.problems: dict[str, str] = {}

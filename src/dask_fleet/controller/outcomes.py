@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from dask_fleet.controller.agents import AgentHandle
+from dask_fleet.controller.agents import AgentHandle, agent_home
 from dask_fleet.controller.changes import Changes
 from dask_fleet.controller.decisions import after_attempt
 from dask_fleet.controller.dispatcher import Dispatcher
@@ -227,9 +227,4 @@ def _is_plain(name: str) -> bool:
 
 def _same_host(agent_id: str | None, handle: AgentHandle) -> bool:
     """Whether `agent_id` names an earlier process of the same agent: it held the lock of its folder, so it is dead."""
-    return agent_id is not None and agent_name(agent_id) == handle.name
-
-
-def agent_name(agent_id: str) -> str:
-    """Return the name part of an agent's id (``local-3q5w…`` → ``local``)."""
-    return agent_id.rpartition("-")[0] or agent_id
+    return agent_id is not None and agent_home(agent_id) == handle.home

@@ -6,10 +6,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from dask_fleet.controller.agents import AgentHandle, Agents, HeldAttempt, Send
+from dask_fleet.controller.agents import AgentHandle, Agents, HeldAttempt, Send, agent_home
 from dask_fleet.controller.changes import Changes
 from dask_fleet.controller.dispatcher import Dispatcher, Spawn, start_frame
-from dask_fleet.controller.outcomes import Outcomes, agent_name
+from dask_fleet.controller.outcomes import Outcomes
 from dask_fleet.model.errors import ProtocolError
 from dask_fleet.model.jobs import JobRecord
 from dask_fleet.model.states import RunState
@@ -21,6 +21,8 @@ from dask_fleet.protocol.frames import (
     Cancel,
     Heartbeat,
     Hello,
+    LogChunk,
+    LogGrown,
     Outcome,
     Progress,
     Ready,
@@ -80,8 +82,8 @@ class Sessions:
                 f"the agent speaks protocol {hello.protocol}, this server {PROTOCOL_VERSION}:"
                 " install the same version of dask-fleet on both"
             )
-        if agent_name(hello.agent) != hello.name:
-            raise ProtocolError(f"the agent's id {hello.agent!r} does not begin with its name {hello.name!r}")
+        if agent_home(hello.agent) != (hello.home or hello.name):
+            raise ProtocolError(f"the agent's id {hello.agent!r} does not begin with its home {(hello.home or hello.name)!r}")
         handle = self._agents.ensure(hello.agent, hello.name)
         handle.slots = hello.slots
         handle.pid = hello.pid
@@ -96,7 +98,7 @@ class Sessions:
             job = self._dispatcher.by_seq.get(ref.seq)
             if job is None or job.attempt != ref.attempt or job.state is not RunState.RUNNING:
                 handle.send(Cancel(ref.seq, ref.run, ref.attempt, 0.0))  # a zombie: its outcome will be refused
-            elif (ref.seq, ref.attempt) not in handle.held and agent_name(job.agent or "") == handle.name:
+            elif (ref.seq, ref.attempt) not in handle.held and agent_home(job.agent or "") == handle.home:
                 # Its own, or its predecessor's: what that one had spooled, this one delivers, or it is lost with this one.
                 handle.hold(HeldAttempt(seq=ref.seq, run=ref.run, attempt=ref.attempt))
         for key, held in list(handle.held.items()):
@@ -108,9 +110,9 @@ class Sessions:
             if job is not None and job.cancel_requested_by is not None:
                 handle.send(Cancel(job.seq, job.run, job.attempt))
         for other in self._agents:
-            # One agent of a name lives at a time (it locks its folder), so an unconnected namesake is dead. What it spooled,
-            # its successor has listed as held and delivers: those attempts are not lost.
-            if other is not handle and other.name == handle.name and not other.connected:
+            # One agent of a home lives at a time (it locks its folder), so an unconnected one of the same is dead. What it
+            # spooled, its successor has listed as held and delivers: those attempts are not lost.
+            if other is not handle and other.home == handle.home and not other.connected:
                 self._cancel_deadline(other)
                 self._lose_all(other, "its agent died", spared=says)
         return handle
@@ -118,7 +120,7 @@ class Sessions:
     def adopt_from_ledger(self, job: JobRecord) -> None:
         """At start: a running attempt of an agent that will reconnect, or be found lost."""
         assert job.agent is not None
-        handle = self._agents.ensure(job.agent, agent_name(job.agent))
+        handle = self._agents.ensure(job.agent, agent_home(job.agent))
         handle.hold(HeldAttempt(seq=job.seq, run=job.run, attempt=job.attempt))
         self._dispatcher.track(job)
         if job.agent not in self._deadlines:
@@ -144,6 +146,8 @@ class Sessions:
                             "agent cannot load a service: %s", problem, extra={"action": "load_failed", "agent": handle.name}
                         )
                     self._dispatcher.pump()
+                case LogChunk() | LogGrown():
+                    pass  # taken by the logs, once there are any
                 case Heartbeat():
                     if frame.held is not None:
                         self._send_missing(handle, {(ref.seq, ref.attempt) for ref in frame.held})
@@ -173,7 +177,7 @@ class Sessions:
         log.warning(
             "agent disconnected", extra={"action": "agent_disconnected", "agent": handle.agent_id, "held": len(handle.held)}
         )
-        if any(other.connected and other.name == handle.name for other in self._agents):
+        if any(other.connected and other.home == handle.home for other in self._agents):
             # Its successor was here before its own end was seen: it is dead, nobody need wait for it.
             self._lose_all(handle, "its agent died", spared=set())
         else:

@@ -27,6 +27,10 @@ class Cause(StrEnum):
     """The result could not be written."""
     WORKER_DIED = "worker_died"
     """The worker process ended under the attempt; the message has its exit code or signal."""
+    MEMORY_LIMIT = "memory_limit"
+    """The worker process came too close to its memory limit and was killed; ``peak_bytes`` says how much it had."""
+    STOPPED = "stopped"
+    """The worker process was stopped (``SIGSTOP``, a debugger) and therefore replaced."""
     AGENT_LOST = "agent_lost"
     """The agent went away with the attempt."""
     SERVICE_UNAVAILABLE = "service_unavailable"
@@ -35,7 +39,25 @@ class Cause(StrEnum):
     @property
     def is_infrastructure(self) -> bool:
         """Whether the fault lies in our machinery, not in the function: its retries are counted apart."""
-        return self in {Cause.WORKER_DIED, Cause.AGENT_LOST, Cause.RESULT_STORE_FULL}
+        return self in {Cause.AGENT_LOST, Cause.RESULT_STORE_FULL}
+
+    @property
+    def is_death(self) -> bool:
+        """Whether a worker process ended under the attempt; whose fault that was, `Blame` says."""
+        return self in {Cause.WORKER_DIED, Cause.MEMORY_LIMIT, Cause.STOPPED}
+
+
+class Blame(StrEnum):
+    """Who may have caused the death of a worker process, as its agent saw it. Dask's own blame is not used: it condemns
+    whatever happened to be on the worker, innocent tasks of others too.
+    """
+
+    NONE = "none"
+    """Not this attempt: another one was killed on purpose, the forkserver or the agent died. Charged to nobody."""
+    SHARED = "shared"
+    """One of several that were in the process: a suspect, charged to nobody, which runs alone from now on."""
+    ALONE = "alone"
+    """It was the only one in the process: charged."""
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -46,12 +68,14 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     type: str = ""
     """Name of the exception's class, for people; nothing looks it up."""
     traceback: str = ""
+    peak_bytes: int | None = None
+    """For ``memory_limit``: the most memory (resident set) seen of the worker process, in bytes."""
     errors: list[dict[str, object]] = []
     """For ``invalid_parameters``: one document a field, with ``loc`` and ``msg``."""
 
     @classmethod
     def bounded(cls, cause: Cause, message: str, *, type: str = "", traceback: str = "",  # noqa: A002
-                errors: list[dict[str, object]] | None = None) -> Failure:
+                errors: list[dict[str, object]] | None = None, peak_bytes: int | None = None) -> Failure:
         """Return a failure whose texts can be sent and are cut to their limits (the end of a traceback is what tells)."""
         message, traceback = sendable(message), sendable(traceback)
         if len(traceback) > MAX_TRACEBACK_CHARS:
@@ -59,7 +83,9 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if len(message) > MAX_MESSAGE_CHARS:
             message = message[:MAX_MESSAGE_CHARS] + "…"
         told = [_sendable_error(error) for error in (errors or [])[:100]]
-        return cls(cause=cause, message=message, type=type[:200], traceback=traceback, errors=told)
+        return cls(
+            cause=cause, message=message, type=type[:200], traceback=traceback, errors=told, peak_bytes=peak_bytes
+        )
 
 
 def sendable(text: str) -> str:

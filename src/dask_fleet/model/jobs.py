@@ -88,6 +88,12 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Attempts of this run that the endpoint's ``retries`` answer for."""
     faults: int = 0
     """Attempts of this run lost to infrastructure."""
+    deaths: int = 0
+    """Deaths of worker processes charged to this run: it was alone in them."""
+    memory_kills: int = 0
+    """Of these, the ones by the memory limit."""
+    suspect: bool = False
+    """It was in a worker process that died: its attempts run alone, so that the next death has one culprit."""
     cancel_requested_by: str | None = None
     failure: Failure | None = None
     """Of the run if it failed, else of its latest attempt."""
@@ -166,6 +172,9 @@ class AttemptEnd(msgspec.Struct, frozen=True, kw_only=True):
     """With ``REQUEUE``: back-off."""
     counts_as_exception: bool = False
     counts_as_fault: bool = False
+    counts_as_death: bool = False
+    counts_as_memory_kill: bool = False
+    makes_suspect: bool = False
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from dask_fleet.model.errors import FleetError
 from dask_fleet.model.jobs import (
     Accepted,
     AttemptEnd,
@@ -17,6 +18,10 @@ from dask_fleet.model.jobs import (
     StoredResult,
     TokenRecord,
 )
+from dask_fleet.model.leases import AgentLease, LeaseEvent
+
+MAX_ACCEPT_MANY = 500
+"""Requests in one transaction: a larger one would hold up others for longer than anybody should notice."""
 
 
 class Ledger(ABC):
@@ -74,6 +79,15 @@ class Ledger(ABC):
         transaction (state ``running``, event ``started``).
         """
 
+    async def accept_many(self, news: Sequence[NewRun]) -> list[Accepted | FleetError]:
+        """Do `accept` for each of at most `MAX_ACCEPT_MANY` requests, in order, in one transaction of their own, without
+        claiming; the answer has one entry a request.
+
+        What is wrong with one request (`IdempotencyMismatch`) is its entry and changes nothing for the others; what concerns
+        the medium raises, and then nothing was accepted. Equal requests within the list are one job.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     async def reopen(self, seq: int, *, by: str, claim_for: str | None = None) -> Accepted:
         """Open the next run (reason ``RETRY``) of a failed, cancelled or expired job, with its policy, priority and params.
@@ -112,6 +126,30 @@ class Ledger(ABC):
     @abstractmethod
     async def expire(self, seq: int, run: int) -> JobRecord | None:
         """End a queued run whose deadline has passed (event ``expired``); ``None`` if a guard refused."""
+
+    # ------------------------------------------------------------------ leases of agents
+
+    async def grant_lease(self, agent: str, *, name: str, pool: str) -> AgentLease:
+        """Give an agent a lease of `LEASE_S` on the lease clock, or go on with the one it holds."""
+        raise NotImplementedError
+
+    async def renew_leases(self, leases: Sequence[tuple[str, int]]) -> list[str]:
+        """Prolong held leases, given as ``(agent, epoch)``, to `LEASE_S` from now; return the agents whose lease has ended
+        or has another epoch: they need a new one. One transaction, which also keeps the lease clock.
+        """
+        raise NotImplementedError
+
+    async def end_lease(self, agent: str, epoch: int, event: LeaseEvent) -> bool:
+        """Let a held lease lapse or release it; whether it was held. ``LAPSE`` is refused before its time has come."""
+        raise NotImplementedError
+
+    async def leases(self) -> list[AgentLease]:
+        """Return the leases that are held, and those that ended within the last day."""
+        raise NotImplementedError
+
+    def lease_now_us(self) -> int:
+        """Return the lease clock, in microseconds. It never goes back, not even over a crash."""
+        raise NotImplementedError
 
     # ------------------------------------------------------------------ reads
 

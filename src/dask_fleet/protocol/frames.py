@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import msgspec
 
-from dask_fleet.model.failure import Failure
+from dask_fleet.model.failure import Blame, Failure
 from dask_fleet.model.states import AttemptState
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_MESSAGE_BYTES = 16 << 20
 SPOOL_ABOVE_BYTES = 256 << 10
 """Results up to this size travel inline; larger ones as a spool file."""
@@ -52,6 +52,17 @@ class Hello(Frame, frozen=True):
     """Attempts it runs, or whose outcome it has still to deliver."""
     python: str = ""
     packages: dict[str, str] = {}
+    home: str = ""
+    """Names the agent's data folder, which one agent at a time locks: agents with the same home are successors of each
+    other. The agent's id begins with it."""
+    host: str = ""
+    """Host name, for people."""
+    nworkers: int = 1
+    """Worker processes: as many suspects can run alone at once."""
+    nthreads: int = 1
+    memory_limit: int = 0
+    """Of each worker process, in bytes; 0 if there is none."""
+    pool: str = "default"
 
 
 class Ready(Frame, frozen=True):
@@ -91,8 +102,32 @@ class Outcome(Frame, frozen=True):
     size: int = 0
     body: bytes | None = None
     spool: str | None = None
-    """Name of the spool file within ``DATA_DIR/spool``, if the body is not inline."""
+    """Name of the spool file within ``DATA_DIR/spool``, if the body is not inline. An agent that does not share this folder
+    with the server uploads the file first."""
     json: bytes | None = None
+    blame: Blame = Blame.NONE
+    """With ``lost`` by the death of a worker process."""
+
+
+class LogChunk(Frame, frozen=True):
+    """What an attempt wrote. Sent by agents that do not share the data folder with the server; the server puts it at its
+    offset, so that repeating is harmless.
+    """
+
+    seq: int
+    run: int
+    attempt: int
+    stream: str
+    """``stdout``, ``stderr`` or ``log``."""
+    offset: int
+    data: bytes
+
+
+class LogGrown(Frame, frozen=True):
+    """The log of an attempt has grown in the shared data folder: whoever follows it looks again. May be dropped."""
+
+    seq: int
+    attempt: int
 
 
 class Heartbeat(Frame, frozen=True):
@@ -118,6 +153,8 @@ class Welcome(Frame, frozen=True):
     versions: dict[str, str]
     """Version the server serves, by service name. A worker that loads another one is of no use and is started again when
     these change."""
+    lease_s: float = 15.0
+    """How long the agent's lease lasts after each heartbeat."""
 
 
 class Start(Frame, frozen=True):
@@ -133,6 +170,8 @@ class Start(Frame, frozen=True):
     params: bytes
     timeout_s: float
     max_result_bytes: int
+    alone: bool = False
+    """A suspect: no other attempt may be in its process, before or meanwhile."""
 
 
 class Cancel(Frame, frozen=True):
@@ -154,14 +193,23 @@ class Ack(Frame, frozen=True):
     attempt: int
 
 
+class LogAck(Frame, frozen=True):
+    """The server has the log of this attempt up to there: what a `LogChunk` brought is on its disk."""
+
+    seq: int
+    attempt: int
+    stream: str
+    upto: int
+
+
 class Shutdown(Frame, frozen=True):
     """Let running attempts end for at most `drain_s`, then end all processes and yourself."""
 
     drain_s: float
 
 
-AgentFrame = Hello | Ready | Progress | Outcome | Heartbeat
-ServerFrame = Welcome | Start | Cancel | Ack | Shutdown
+AgentFrame = Hello | Ready | Progress | Outcome | Heartbeat | LogChunk | LogGrown
+ServerFrame = Welcome | Start | Cancel | Ack | LogAck | Shutdown
 
 # ---------------------------------------------------------------- agent ↔ worker process
 
@@ -184,7 +232,7 @@ class Stop(Frame, frozen=True):
 
 
 WorkerBound = Load | Start | Cancel | Stop
-AgentBound = Loaded | Progress | Outcome
+AgentBound = Loaded | Progress | Outcome | LogGrown
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -21,7 +21,7 @@ async def test_an_agent_is_welcomed_with_what_it_is_to_load() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"protocol": PROTOCOL_VERSION + 1}, "install the same version"), ({"name": "other"}, "does not begin with its name")],
+    [({"protocol": PROTOCOL_VERSION + 1}, "install the same version"), ({"name": "other"}, "does not begin with its home")],
 )
 def test_a_strange_agent_is_refused(change: dict[str, object], message: str) -> None:
     @run
