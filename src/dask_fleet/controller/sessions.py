@@ -82,8 +82,9 @@ class Sessions:
                 f"the agent speaks protocol {hello.protocol}, this server {PROTOCOL_VERSION}:"
                 " install the same version of dask-fleet on both"
             )
-        if agent_home(hello.agent) != (hello.home or hello.name):
-            raise ProtocolError(f"the agent's id {hello.agent!r} does not begin with its home {(hello.home or hello.name)!r}")
+        home = hello.home or hello.name
+        if agent_home(hello.agent) != home:
+            raise ProtocolError(f"the agent's id {hello.agent!r} does not begin with its home {home!r}")
         handle = self._agents.ensure(hello.agent, hello.name)
         handle.slots = hello.slots
         handle.pid = hello.pid

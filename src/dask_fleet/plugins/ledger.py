@@ -5,6 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from dask_fleet.model.clusters import (
+    ClusterChange,
+    ClusterRecord,
+    ClusterSpec,
+    NewCluster,
+    SlotLease,
+    SlotLeaseEvent,
+)
 from dask_fleet.model.errors import FleetError
 from dask_fleet.model.jobs import (
     Accepted,
@@ -149,6 +157,67 @@ class Ledger(ABC):
 
     def lease_now_us(self) -> int:
         """Return the lease clock, in microseconds. It never goes back, not even over a crash."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ clusters
+
+    async def create_cluster(self, new: NewCluster) -> ClusterRecord:
+        """Record a cluster (``pending``), with its event.
+
+        Raises
+        ------
+        Conflict
+            If a living cluster of the tenant has the name.
+        """
+        raise NotImplementedError
+
+    async def change_cluster(self, change: ClusterChange) -> ClusterRecord | None:
+        """Let an event happen to a cluster, with its event row, through ``CLUSTER_TRANSITIONS``.
+
+        Guards: `change.epoch` is the cluster's present one. Returns the new record, or ``None`` if the fence or the table
+        refused. ``OPEN`` counts the epoch up; every event that ends a scheduler clears agent, address and authority.
+        """
+        raise NotImplementedError
+
+    async def scale_cluster(self, cluster_id: str, n_workers: int) -> ClusterRecord | None:
+        """Change the target of a living cluster; ``None`` if there is none."""
+        raise NotImplementedError
+
+    async def adopt_spare(self, cluster_id: str, *, name: str, user: str, spec: ClusterSpec) -> ClusterRecord | None:
+        """Hand a running spare out as a user's cluster; ``None`` if it is no running spare any more.
+
+        Raises
+        ------
+        Conflict
+            If a living cluster of the tenant has the name.
+        """
+        raise NotImplementedError
+
+    async def get_cluster(self, cluster_id: str) -> ClusterRecord | None:
+        """Return a cluster, living or ended."""
+        raise NotImplementedError
+
+    async def clusters(self, *, tenant: str | None = None, living: bool = True, limit: int = 1000) -> list[ClusterRecord]:
+        """Return clusters, newest first: living ones, or also those that ended."""
+        raise NotImplementedError
+
+    async def cluster_events(self, cluster_id: str) -> list[EventRecord]:
+        """Return the story of a cluster, oldest first (``run`` is 0, ``attempt`` the epoch)."""
+        raise NotImplementedError
+
+    async def grant_slots(self, leases: Sequence[SlotLease]) -> list[SlotLease]:
+        """Record slot leases, all or none.
+
+        Guards: each cluster lives, is starting or running, and has the lease's epoch. Returns them, or ``[]`` if refused.
+        """
+        raise NotImplementedError
+
+    async def change_slots(self, lease_id: str, event: SlotLeaseEvent, *, reason: str = "") -> SlotLease | None:
+        """Let an event happen to a slot lease through ``SLOT_LEASE_TRANSITIONS``; ``None`` if the table refused."""
+        raise NotImplementedError
+
+    async def slot_leases(self, *, cluster_id: str | None = None) -> list[SlotLease]:
+        """Return the slot leases that hold slots."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ reads

@@ -13,15 +13,13 @@ import msgspec
 
 from dask_fleet.model.failure import Blame, Failure
 from dask_fleet.model.states import AttemptState
+from dask_fleet.protocol.cluster_frames import ClusterAgentFrame, ClusterRef, ClusterServerFrame
+from dask_fleet.protocol.frame import Frame as Frame  # noqa: PLC0414 - the base is part of this module
 
 PROTOCOL_VERSION = 2
 MAX_MESSAGE_BYTES = 16 << 20
 SPOOL_ABOVE_BYTES = 256 << 10
 """Results up to this size travel inline; larger ones as a spool file."""
-
-
-class Frame(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
-    """Base of all frames."""
 
 
 # ---------------------------------------------------------------- agent → server
@@ -63,6 +61,10 @@ class Hello(Frame, frozen=True):
     memory_limit: int = 0
     """Of each worker process, in bytes; 0 if there is none."""
     pool: str = "default"
+    clusters: list[ClusterRef] = []
+    """Scheduler processes it runs."""
+    leases: list[str] = []
+    """Slot leases whose workers it runs."""
 
 
 class Ready(Frame, frozen=True):
@@ -208,8 +210,8 @@ class Shutdown(Frame, frozen=True):
     drain_s: float
 
 
-AgentFrame = Hello | Ready | Progress | Outcome | Heartbeat | LogChunk | LogGrown
-ServerFrame = Welcome | Start | Cancel | Ack | LogAck | Shutdown
+AgentFrame = Hello | Ready | Progress | Outcome | Heartbeat | LogChunk | LogGrown | ClusterAgentFrame
+ServerFrame = Welcome | Start | Cancel | Ack | LogAck | Shutdown | ClusterServerFrame
 
 # ---------------------------------------------------------------- agent ↔ worker process
 

@@ -1,0 +1,183 @@
+"""The frames about Dask clusters, between server and agents.
+
+Certificates cross the server, private keys never do: whoever joins a cluster makes its own key and asks for a signature.
+The agent that runs the scheduler has the cluster's certificate authority and signs.
+
+A scheduler process is named by ``(cluster, epoch)``, the fence; slots are named by their lease.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from dask_fleet.protocol.frame import Frame
+
+# ---------------------------------------------------------------- server → agent
+
+
+class OpenCluster(Frame, frozen=True):
+    """Take a scheduler process for this cluster; answered by `ClusterOpened` or `ClusterGone`. Repeating it is harmless."""
+
+    cluster: str
+    epoch: int
+    tenant: str
+    name: str
+    config: dict[str, object] = {}
+    preload: list[str] = []
+    dashboard: bool = True
+    idle_timeout_s: float | None = None
+
+
+class CloseCluster(Frame, frozen=True):
+    """End the scheduler process; answered by `ClusterGone`."""
+
+    cluster: str
+    epoch: int
+
+
+class Sign(Frame, frozen=True):
+    """Sign a certificate request (PEM) for a member of the cluster; answered by `Signed`."""
+
+    request: int
+    cluster: str
+    epoch: int
+    role: str
+    """``worker`` or ``client``; Dask does not check it, people reading a certificate do."""
+    csr: bytes
+
+
+class GrantSlots(Frame, frozen=True):
+    """Let workers join the cluster; answered by `SlotsJoined`, later by `SlotsLeft`.
+
+    Where `address` is empty, the scheduler is opened by this same agent: the workers join when it is there.
+    """
+
+    lease: str
+    cluster: str
+    epoch: int
+    tenant: str
+    n_workers: int
+    threads: int
+    fresh: bool
+    first_name: int = 0
+    """The workers are named with ascending numbers from here."""
+    address: str = ""
+    ca: bytes = b""
+    resources: dict[str, float] = {}
+    config: dict[str, object] = {}
+    preload: list[str] = []
+    memory_limit_bytes: int | None = None
+
+
+class TakeSlots(Frame, frozen=True):
+    """Let the workers of a lease leave; answered by `SlotsLeft`. One that is unknown is answered at once.
+
+    The scheduler has been told to retire them before, so that their data has moved; tasks still running get `grace_s`, then
+    their process is replaced.
+    """
+
+    lease: str
+    grace_s: float = 10.0
+
+
+class RetireWorkers(Frame, frozen=True):
+    """Let the scheduler move the data of these workers (by name) elsewhere before they leave; answered by `Retired`."""
+
+    cluster: str
+    epoch: int
+    workers: list[str]
+
+
+class Signature(Frame, frozen=True):
+    """Answer to `WantSignature`."""
+
+    lease: str
+    certificate: bytes
+    ca: bytes
+
+
+# ---------------------------------------------------------------- agent → server
+
+
+class ClusterRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A scheduler process by name."""
+
+    cluster: str
+    epoch: int
+
+
+class ClusterOpened(Frame, frozen=True):
+    """The scheduler answers at `address`."""
+
+    cluster: str
+    epoch: int
+    address: str
+    dashboard: str
+    ca: bytes
+
+
+class ClusterGone(Frame, frozen=True):
+    """The scheduler process is no more (or could not be had); `why` for people."""
+
+    cluster: str
+    epoch: int
+    why: str
+
+
+class ClusterStatus(Frame, frozen=True):
+    """How a scheduler is, at most once a second and only after a change."""
+
+    cluster: str
+    epoch: int
+    workers: int
+    tasks: int
+    """Tasks it knows that are neither in memory nor erred nor forgotten."""
+    clients: int
+    idle_s: float
+    """Since when nothing was computed and no client called; 0 while busy."""
+
+
+class Signed(Frame, frozen=True):
+    """Answer to `Sign`; an empty certificate means that the request was refused, `why` says why."""
+
+    request: int
+    certificate: bytes
+    ca: bytes
+    why: str = ""
+
+
+class WantSignature(Frame, frozen=True):
+    """An agent that does not run the scheduler asks for its workers' certificate; answered by `Signature`."""
+
+    lease: str
+    csr: bytes
+
+
+class SlotsJoined(Frame, frozen=True):
+    """All workers of the lease have joined."""
+
+    lease: str
+    workers: list[str]
+    """Their names."""
+
+
+class SlotsLeft(Frame, frozen=True):
+    """Nothing of the lease is left: its threads are free, its fresh processes ended and their scratch folders wiped.
+
+    Also sent unasked, when its workers are lost (their scheduler died, their process was killed).
+    """
+
+    lease: str
+    why: str
+
+
+class Retired(Frame, frozen=True):
+    """Answer to `RetireWorkers`: the names of the workers whose data is safe elsewhere."""
+
+    cluster: str
+    epoch: int
+    workers: list[str]
+
+
+ClusterAgentFrame = ClusterOpened | ClusterGone | ClusterStatus | Signed | WantSignature | SlotsJoined | SlotsLeft | Retired
+ClusterServerFrame = OpenCluster | CloseCluster | Sign | GrantSlots | TakeSlots | RetireWorkers | Signature
