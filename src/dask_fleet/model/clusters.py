@@ -10,8 +10,8 @@ A *cluster* is a Dask scheduler plus leased slots of worker processes::
         ▼                 ▼        CLOSED
       failed           closing ───────────▶ closed
 
-A *slot lease* is what one agent lends to one cluster: some Dask workers of some threads each. Its slots are counted as
-taken from the grant until its end, so that none is ever held twice::
+A *slot lease* is what one agent lends to one cluster: one Dask worker of some threads. Its slots are counted as taken
+from the grant until its end, so that none is ever held twice::
 
                 JOINED            LEAVE              LEFT
      granted ─────────▶ joined ─────────▶ leaving ─────────▶ released
@@ -82,10 +82,10 @@ class SlotLeaseState(StrEnum):
     """Where a slot lease stands."""
 
     GRANTED = "granted"
-    """The agent was told to let workers join."""
+    """The agent was told to let the worker join."""
     JOINED = "joined"
     LEAVING = "leaving"
-    """Its workers are leaving; tasks that do not end keep their slots counted."""
+    """Its worker is leaving; tasks that do not end keep their slots counted."""
     RELEASED = "released"
     LAPSED = "lapsed"
 
@@ -209,26 +209,22 @@ class ClusterChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SlotLease(msgspec.Struct, frozen=True, kw_only=True):
-    """Slots of one agent, lent to one cluster."""
+    """Slots of one worker process, lent to one cluster: one Dask worker of it."""
 
     lease_id: str
     cluster_id: str
     epoch: int
-    """Of the cluster's scheduler that the workers join: a new scheduler needs new leases."""
+    """Of the scheduler that the worker joins: a new scheduler needs new leases."""
     agent: str
-    n_workers: int
+    worker: str
+    """Name of the Dask worker, unique within its cluster over all epochs: ``0``, ``1``, …"""
     threads: int
-    """Of each worker."""
+    """Slots it takes of its agent while it holds any."""
     fresh: bool
-    """New processes, ended with the lease, instead of shared ones."""
+    """A process of its own, ended with the lease, instead of a shared one."""
     state: SlotLeaseState = SlotLeaseState.GRANTED
     granted_us: int = 0
     reason: str = ""
-
-    @property
-    def slots(self) -> int:
-        """Slots it takes of its agent while it holds any."""
-        return self.n_workers * self.threads
 
 
 def next_cluster_state(state: ClusterState, event: ClusterEvent) -> ClusterState:

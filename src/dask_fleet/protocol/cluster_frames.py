@@ -47,20 +47,19 @@ class Sign(Frame, frozen=True):
 
 
 class GrantSlots(Frame, frozen=True):
-    """Let workers join the cluster; answered by `SlotsJoined`, later by `SlotsLeft`.
+    """Let one Dask worker join the cluster; answered by `SlotsJoined`, later by `SlotsLeft`. Repeating it is harmless.
 
-    Where `address` is empty, the scheduler is opened by this same agent: the workers join when it is there.
+    Where `address` is empty, the scheduler is opened by this same agent: the worker joins when it is there.
     """
 
     lease: str
     cluster: str
     epoch: int
     tenant: str
-    n_workers: int
+    worker: str
+    """Its name."""
     threads: int
     fresh: bool
-    first_name: int = 0
-    """The workers are named with ascending numbers from here."""
     address: str = ""
     ca: bytes = b""
     resources: dict[str, float] = {}
@@ -70,10 +69,10 @@ class GrantSlots(Frame, frozen=True):
 
 
 class TakeSlots(Frame, frozen=True):
-    """Let the workers of a lease leave; answered by `SlotsLeft`. One that is unknown is answered at once.
+    """Let the worker of a lease leave; answered by `SlotsLeft`. One that is unknown is answered at once.
 
-    The scheduler has been told to retire them before, so that their data has moved; tasks still running get `grace_s`, then
-    their process is replaced.
+    The scheduler has retired it before, so that its data has moved; tasks still running get `grace_s`, then their process is
+    replaced.
     """
 
     lease: str
@@ -154,17 +153,16 @@ class WantSignature(Frame, frozen=True):
 
 
 class SlotsJoined(Frame, frozen=True):
-    """All workers of the lease have joined."""
+    """The worker of the lease has joined."""
 
     lease: str
-    workers: list[str]
-    """Their names."""
+    address: str
 
 
 class SlotsLeft(Frame, frozen=True):
-    """Nothing of the lease is left: its threads are free, its fresh processes ended and their scratch folders wiped.
+    """Nothing of the lease is left: its threads are free, its fresh process ended and its scratch folder wiped.
 
-    Also sent unasked, when its workers are lost (their scheduler died, their process was killed).
+    Also sent unasked, when its worker is lost (its scheduler died, its process was killed).
     """
 
     lease: str
@@ -179,5 +177,43 @@ class Retired(Frame, frozen=True):
     workers: list[str]
 
 
-ClusterAgentFrame = ClusterOpened | ClusterGone | ClusterStatus | Signed | WantSignature | SlotsJoined | SlotsLeft | Retired
-ClusterServerFrame = OpenCluster | CloseCluster | Sign | GrantSlots | TakeSlots | RetireWorkers | Signature
+# ---------------------------------------------------------------- clusters of jobs: worker process ↔ agent ↔ server
+
+
+class NeedCluster(Frame, frozen=True):
+    """An attempt asks for a cluster of its own; answered by `JobCluster`.
+
+    Its thread is free from now on, and so is its slot: it waits on the event loop, or has seceded. The cluster is closed
+    with the attempt's outcome.
+    """
+
+    seq: int
+    run: int
+    attempt: int
+    csr: bytes
+    """For the attempt's client."""
+    tasks: int = 0
+    """Of the graph, 0 if there is none yet."""
+    width: int = 0
+    """Tasks of it that could run at once at most, as far as can be told cheaply."""
+    n_workers: int | None = None
+    threads_per_worker: int | None = None
+    resources: dict[str, float] = {}
+
+
+class JobCluster(Frame, frozen=True):
+    """The cluster of an attempt; or, with an empty address, why there will be none."""
+
+    seq: int
+    attempt: int
+    cluster: str
+    address: str
+    ca: bytes
+    certificate: bytes
+    why: str = ""
+
+
+ClusterAgentFrame = (
+    ClusterOpened | ClusterGone | ClusterStatus | Signed | WantSignature | SlotsJoined | SlotsLeft | Retired | NeedCluster
+)
+ClusterServerFrame = OpenCluster | CloseCluster | Sign | GrantSlots | TakeSlots | RetireWorkers | Signature | JobCluster

@@ -13,7 +13,7 @@ import msgspec
 
 from dask_fleet.model.failure import Blame, Failure
 from dask_fleet.model.states import AttemptState
-from dask_fleet.protocol.cluster_frames import ClusterAgentFrame, ClusterRef, ClusterServerFrame
+from dask_fleet.protocol.cluster_frames import ClusterAgentFrame, ClusterRef, ClusterServerFrame, JobCluster, NeedCluster
 from dask_fleet.protocol.frame import Frame as Frame  # noqa: PLC0414 - the base is part of this module
 
 PROTOCOL_VERSION = 2
@@ -174,6 +174,8 @@ class Start(Frame, frozen=True):
     max_result_bytes: int
     alone: bool = False
     """A suspect: no other attempt may be in its process, before or meanwhile."""
+    tenant: str = "default"
+    """Two tenants never share a process."""
 
 
 class Cancel(Frame, frozen=True):
@@ -233,8 +235,8 @@ class Stop(Frame, frozen=True):
     """Agent to worker: end now; no attempt is running."""
 
 
-WorkerBound = Load | Start | Cancel | Stop
-AgentBound = Loaded | Progress | Outcome | LogGrown
+WorkerBound = Load | Start | Cancel | Stop | JobCluster
+AgentBound = Loaded | Progress | Outcome | LogGrown | NeedCluster
 
 _encoder = msgspec.msgpack.Encoder()
 
