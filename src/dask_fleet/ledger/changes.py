@@ -46,7 +46,7 @@ class Draft:
 class Change:
     """The next record of a job and what is written with it."""
 
-    __slots__ = ("ended", "events", "job", "result", "superseded_run")
+    __slots__ = ("ended", "events", "guilt", "job", "result", "superseded_run")
 
     def __init__(
         self,
@@ -56,12 +56,15 @@ class Change:
         ended: AttemptRecord | None = None,
         result: StoredResult | None = None,
         superseded_run: int | None = None,
+        guilt: bool = False,
     ) -> None:
         self.job = job
         self.events = events
         self.ended = ended
         self.result = result
         self.superseded_run = superseded_run
+        self.guilt = guilt
+        """Whether what deaths of worker processes mean for the run has changed."""
 
 
 def opened(new: NewRun, *, seq: int, now_us: int, claim_for: str | None) -> Change:
@@ -143,13 +146,22 @@ def _next_run(job: JobRecord, *, reason: OpenReason, by: str, policy: Policy, pr
     queued = replace(
         job, run=job.run + 1, state=RunState.QUEUED, agent=None, reason=reason, opened_by=by, opened_us=now_us,
         started_us=None, finished_us=None, not_before_us=0, priority=priority, deadline_us=deadline_us, policy=policy,
-        exceptions=0, faults=0, cancel_requested_by=None, failure=None,
+        exceptions=0, faults=0, deaths=0, memory_kills=0, losses=0, suspect=_stays_suspect(job), cancel_requested_by=None,
+        failure=None,
     )
+    guilt = queued.suspect or job.suspect or job.deaths > 0 or job.losses > 0
     reopened = Draft(EventKind.REOPENED, job.attempt, {"by": by, "reason": reason})
-    if claim_for is None:
-        return Change(queued, (reopened,))
+    if claim_for is None or queued.suspect:  # a suspect waits until an agent has a process for it alone
+        return Change(queued, (reopened,), guilt=guilt)
     claim = _claim(queued, agent=claim_for, now_us=now_us)
-    return Change(claim.job, (reopened, *claim.events))
+    return Change(claim.job, (reopened, *claim.events), guilt=guilt)
+
+
+def _stays_suspect(job: JobRecord) -> bool:
+    """Whether the next run of an ended job begins as a suspect: nothing has shown yet that it kills no process."""
+    if job.state is RunState.FAILED:
+        return job.failure is not None and job.failure.cause.is_death
+    return job.suspect and job.state is not RunState.SUCCEEDED
 
 
 def claimed(job: JobRecord, run: int, *, agent: str, now_us: int) -> Change | None:
@@ -217,7 +229,15 @@ def ended(job: JobRecord, end: AttemptEnd, *, now_us: int) -> Change | None:
         not_before_us=end.not_before_us if event is RunEvent.REQUEUE else job.not_before_us,
         exceptions=job.exceptions + end.counts_as_exception, faults=job.faults + end.counts_as_fault,
     )
-    return Change(after, (Draft(_EVENT_OF_RUN[event], job.attempt, data),), ended=attempt)
+    guilt = end.counts_as_death or end.counts_as_loss or end.makes_suspect
+    if guilt:
+        data["charged"] = end.counts_as_death
+        data["suspect"] = job.suspect or end.makes_suspect
+        after = replace(
+            after, deaths=job.deaths + end.counts_as_death, memory_kills=job.memory_kills + end.counts_as_memory_kill,
+            losses=job.losses + end.counts_as_loss, suspect=job.suspect or end.makes_suspect,
+        )
+    return Change(after, (Draft(_EVENT_OF_RUN[event], job.attempt, data),), ended=attempt, guilt=guilt)
 
 
 def cancel_requested(job: JobRecord, run: int, *, by: str, now_us: int) -> Change | None:

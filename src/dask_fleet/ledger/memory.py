@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from dask_fleet.ledger import changes
+from dask_fleet.ledger import changes, lease_changes
 from dask_fleet.ledger.changes import Change
+from dask_fleet.ledger.lease_clock import LeaseClock
 from dask_fleet.ledger.rows import running_attempt
 from dask_fleet.model.errors import IdempotencyMismatch, LedgerUnavailable, NotFound
 from dask_fleet.model.ids import random_id
@@ -23,6 +24,7 @@ from dask_fleet.model.jobs import (
     StoredResult,
     TokenRecord,
 )
+from dask_fleet.model.leases import AgentLease, LeaseEvent
 from dask_fleet.model.states import RunState
 from dask_fleet.plugins.clock import Clock, SystemClock
 from dask_fleet.plugins.ledger import Ledger
@@ -46,6 +48,9 @@ class MemoryLedger(Ledger):
         self._doomed: set[str] = set()
         self._keys: dict[tuple[str, str, str], tuple[bytes, int, int]] = {}
         self._tokens: dict[str, TokenRecord] = {}
+        self._leases: dict[str, AgentLease] = {}
+        self._lease_horizon_us = 0
+        self._lease_clock = LeaseClock(self._clock, 0)
         self._last_seq = 0
         self._last_event = 0
 
@@ -53,6 +58,8 @@ class MemoryLedger(Ledger):
 
     async def open(self) -> None:
         """Be ready; what was written before `close` is still there."""
+        if not self._is_open:
+            self._lease_clock = LeaseClock(self._clock, self._lease_horizon_us)
         self._is_open = True
 
     async def close(self) -> None:
@@ -97,7 +104,7 @@ class MemoryLedger(Ledger):
         if new.idempotency_key is not None:
             self._keys[key] = (new.request_digest, job.seq, now_us)
         opened = change is not None
-        return Accepted(job=job, opened=opened, claimed=opened and claim_for is not None)
+        return Accepted(job=job, opened=opened, claimed=opened and job.state is RunState.RUNNING)
 
     async def reopen(self, seq: int, *, by: str, claim_for: str | None = None) -> Accepted:
         """See the port.
@@ -113,7 +120,8 @@ class MemoryLedger(Ledger):
         change = changes.retried(self._jobs[seq], by=by, now_us=now_us, claim_for=claim_for)
         if change is None:
             return Accepted(job=self._jobs[seq], opened=False, claimed=False)
-        return Accepted(job=self._apply(change, now_us), opened=True, claimed=claim_for is not None)
+        job = self._apply(change, now_us)
+        return Accepted(job=job, opened=True, claimed=job.state is RunState.RUNNING)
 
     async def claim(self, seq: int, run: int, *, agent: str) -> JobRecord | None:
         """See the port."""
@@ -160,6 +168,54 @@ class MemoryLedger(Ledger):
                 until_us = min(old.expires_us, now_us + changes.SUPERSEDED_KEPT_US)
                 self._results[job.seq, old.run] = replace(old, expires_us=until_us)
         return job
+
+    # ------------------------------------------------------------------ leases of agents
+
+    async def grant_lease(self, agent: str, *, name: str, pool: str) -> AgentLease:
+        """See the port."""
+        utc_us = self._now_us()
+        now_us = self._lease_clock.now_us()
+        lease = lease_changes.granted(self._leases.get(agent), agent, name=name, pool=pool, now_us=now_us, utc_us=utc_us)
+        self._leases[agent] = lease
+        self._keep_lease_clock()
+        return lease
+
+    async def renew_leases(self, leases: Sequence[tuple[str, int]]) -> list[str]:
+        """See the port."""
+        self._now_us()
+        now_us = self._lease_clock.now_us()
+        refused = []
+        for agent, epoch in leases:
+            lease = lease_changes.renewed(self._leases.get(agent), epoch, now_us=now_us)
+            if lease is None:
+                refused.append(agent)
+            else:
+                self._leases[agent] = lease
+        self._keep_lease_clock()
+        return refused
+
+    async def end_lease(self, agent: str, epoch: int, event: LeaseEvent) -> bool:
+        """See the port."""
+        utc_us = self._now_us()
+        now_us = self._lease_clock.now_us()
+        lease = lease_changes.ended(self._leases.get(agent), epoch, event, now_us=now_us, utc_us=utc_us)
+        if lease is None:
+            return False
+        self._leases[agent] = lease
+        return True
+
+    async def leases(self) -> list[AgentLease]:
+        """See the port."""
+        since_us = self._now_us() - lease_changes.TOLD_US
+        return [lease for _, lease in sorted(self._leases.items()) if lease.ended_us is None or lease.ended_us > since_us]
+
+    def lease_now_us(self) -> int:
+        """See the port."""
+        return self._lease_clock.now_us()
+
+    def _keep_lease_clock(self) -> None:
+        self._lease_horizon_us = self._lease_clock.next_horizon_us()
+        self._lease_clock.extend(self._lease_horizon_us)
 
     # ------------------------------------------------------------------ reads
 

@@ -12,9 +12,10 @@ from dask_fleet.ledger.threads import Operation, OperationThread
 from dask_fleet.ledger.writer import MEDIUM_ERRORS
 from dask_fleet.model.errors import LedgerUnavailable
 from dask_fleet.model.jobs import AttemptRecord, EventRecord, JobRecord, StoredResult, TokenRecord
+from dask_fleet.model.leases import AgentLease
 from dask_fleet.model.states import RunState
 
-_SQL = statements.load("reads")
+_SQL = {**statements.load("reads"), **statements.load("leases")}
 
 
 class ReaderThread(OperationThread):
@@ -78,6 +79,10 @@ class Reads(Listing):
             str(state): self._execute(_SQL["count_state"], (state,)).fetchone()[0]
             for state in (RunState.QUEUED, RunState.RUNNING)
         }
+
+    def leases(self, ended_after_us: int) -> list[AgentLease]:
+        """See `Ledger.leases`."""
+        return [rows.lease_from_row(row) for row in self._execute(_SQL["leases"], (ended_after_us,))]
 
     def tokens(self) -> list[TokenRecord]:
         """See `Ledger.tokens`."""

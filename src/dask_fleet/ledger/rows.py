@@ -10,6 +10,7 @@ import msgspec
 
 from dask_fleet.model.failure import Failure
 from dask_fleet.model.jobs import AttemptRecord, EventRecord, JobRecord, Policy, StoredResult, TokenRecord
+from dask_fleet.model.leases import AgentLease, LeaseState
 from dask_fleet.model.states import AttemptState, EventKind, OpenReason, RunState
 
 Row = Sequence[Any]
@@ -95,6 +96,7 @@ def job_from_row(row: Row, params: bytes | None = None) -> JobRecord:
         finished_us=row[19], not_before_us=row[20], priority=row[21], deadline_us=row[22], policy=_policy_of(row[23]),
         exceptions=row[24], faults=row[25], cancel_requested_by=row[26],
         failure=None if row[27] is None else _failure_of(row[27]), result_run=row[28], result_expires_us=row[29],
+        deaths=row[30], memory_kills=row[31], losses=row[32], suspect=row[33] == 1,
     )
 
 
@@ -117,6 +119,11 @@ def row_of_change(before: JobRecord, job: JobRecord) -> Row:
         job.faults, job.cancel_requested_by, failure_text(job.failure), job.result_run, job.result_expires_us,
         before.seq, before.run, before.attempt, before.state,
     )
+
+
+def row_of_guilt(job: JobRecord) -> Row:
+    """Return the bindings of ``update_guilt``."""
+    return (job.deaths, job.memory_kills, job.losses, int(job.suspect), job.seq)
 
 
 def row_of_attempt(seq: int, attempt: AttemptRecord) -> Row:
@@ -165,6 +172,18 @@ def result_from_row(row: Row, run: int) -> StoredResult:
     """Return the record of a row of ``result``."""
     return StoredResult(media_type=row[0], digest=row[1], size=row[2], body=row[3], location=row[4], json=row[5], run=run,
                         created_us=row[6], expires_us=row[7])
+
+
+def row_of_lease(lease: AgentLease) -> Row:
+    """Return the bindings of ``put_lease``."""
+    return (lease.agent, lease.name, lease.pool, lease.epoch, lease.state, lease.granted_us, lease.expires_us,
+            lease.ended_us)
+
+
+def lease_from_row(row: Row) -> AgentLease:
+    """Return the record of a row of ``lease``."""
+    return AgentLease(agent=row[0], name=row[1], pool=row[2], epoch=row[3], state=LeaseState(row[4]), granted_us=row[5],
+                      expires_us=row[6], ended_us=row[7])
 
 
 def row_of_token(token: TokenRecord) -> Row:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from dask_fleet.ledger.connections import Synchronous, check_sqlite, open_reader, open_writer
+from dask_fleet.ledger.lease_changes import TOLD_US
+from dask_fleet.ledger.leases import Leases
 from dask_fleet.ledger.lock import OwnerLock, refuse_network_file_system
 from dask_fleet.ledger.migrations import migrate
 from dask_fleet.ledger.reader import ReaderThread, Reads
@@ -28,6 +30,7 @@ from dask_fleet.model.jobs import (
     StoredResult,
     TokenRecord,
 )
+from dask_fleet.model.leases import AgentLease, LeaseEvent
 from dask_fleet.plugins.clock import Clock, SystemClock
 from dask_fleet.plugins.ledger import Ledger
 
@@ -44,6 +47,7 @@ class _Opened:
                 self.ledger_id = migrate(connection)
                 self.writes = Writes(connection, clock)
                 self.retention = Retention(connection, self.writes)
+                self.leases = Leases(connection, self.writes, clock)
                 self.writer = GroupCommit(connection, self.writes)
                 reading = open_reader(path)
             except BaseException:
@@ -160,6 +164,37 @@ class SQLiteLedger(Ledger):
         """See the port."""
         opened = self._open
         return cast("JobRecord | None", await opened.writer.submit(opened.writes.expire, seq, run, rows=2))
+
+    # ------------------------------------------------------------------ leases of agents
+
+    async def grant_lease(self, agent: str, *, name: str, pool: str) -> AgentLease:
+        """See the port."""
+        leases = self._open.leases
+        lease, horizon_us = await self._open.writer.submit(leases.grant, agent, name, pool, rows=3)
+        leases.clock.extend(horizon_us)
+        return cast("AgentLease", lease)
+
+    async def renew_leases(self, leases: Sequence[tuple[str, int]]) -> list[str]:
+        """See the port."""
+        kept = self._open.leases
+        refused, horizon_us = await self._open.writer.submit(kept.renew, tuple(leases), rows=1 + len(leases))
+        kept.clock.extend(horizon_us)
+        return cast("list[str]", refused)
+
+    async def end_lease(self, agent: str, epoch: int, event: LeaseEvent) -> bool:
+        """See the port."""
+        opened = self._open
+        return cast("bool", await opened.writer.submit(opened.leases.end, agent, epoch, event))
+
+    async def leases(self) -> list[AgentLease]:
+        """See the port."""
+        opened = self._open
+        found = await opened.reader.submit(opened.reads.leases, self._clock.now_us() - TOLD_US)
+        return cast("list[AgentLease]", found)
+
+    def lease_now_us(self) -> int:
+        """See the port."""
+        return self._open.leases.clock.now_us()
 
     # ------------------------------------------------------------------ reads
 

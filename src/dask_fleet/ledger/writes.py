@@ -107,7 +107,7 @@ class Writes:
             self._execute(_SQL["keep_idempotent_request"],
                           (new.tenant, new.user, key, new.request_digest, job.seq, now_us))
         opened = change is not None
-        return Accepted(job=job, opened=opened, claimed=opened and claim_for is not None)
+        return Accepted(job=job, opened=opened, claimed=opened and job.state is RunState.RUNNING)
 
     def reopen(self, seq: int, by: str, claim_for: str | None) -> Accepted:
         """See `Ledger.reopen`."""
@@ -117,7 +117,8 @@ class Writes:
         change = changes.retried(known, by=by, now_us=self.now_us, claim_for=claim_for)
         if change is None:
             return Accepted(job=known, opened=False, claimed=False)
-        return Accepted(job=self._open_next(known, change), opened=True, claimed=claim_for is not None)
+        job = self._open_next(known, change)
+        return Accepted(job=job, opened=True, claimed=job.state is RunState.RUNNING)
 
     def request_cancel(self, seq: int, run: int, by: str) -> JobRecord | None:
         """See `Ledger.request_cancel`."""
@@ -167,6 +168,8 @@ class Writes:
         self._execute(_UPDATE_JOB, rows.row_of_change(before, job))
         if self._changes() != 1:
             raise InternalError(f"the guard of job {before.seq} refused what was read in the same transaction")
+        if change.guilt:
+            self._execute(_SQL["update_guilt"], rows.row_of_guilt(job))
         self._write_events(change)
         self._keep_at_hand(job)
         if change.ended is not None:

@@ -92,6 +92,8 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Deaths of worker processes charged to this run: it was alone in them."""
     memory_kills: int = 0
     """Of these, the ones by the memory limit."""
+    losses: int = 0
+    """Attempts of this run that were lost with a worker process and charged to nobody."""
     suspect: bool = False
     """It was in a worker process that died: its attempts run alone, so that the next death has one culprit."""
     cancel_requested_by: str | None = None
@@ -174,6 +176,8 @@ class AttemptEnd(msgspec.Struct, frozen=True, kw_only=True):
     counts_as_fault: bool = False
     counts_as_death: bool = False
     counts_as_memory_kill: bool = False
+    counts_as_loss: bool = False
+    """Lost with a worker process, charged to nobody."""
     makes_suspect: bool = False
 
 

@@ -28,6 +28,14 @@ LEASE_S = 15.0
 """Three heartbeats: one lost frame is no loss, and a dead host's work begins anew within seconds."""
 
 
+RENEW_S = 5.0
+"""How often the leases of all agents that were heard of are renewed together: one transaction, however many they are."""
+
+AHEAD_S = 7.5
+"""How far the lease clock may go on beyond its last value on disk; then it stands still until the ledger can be written
+again. So a ledger that refuses writes ends no lease, and after a crash the clock begins where it cannot have been yet."""
+
+
 class LeaseState(StrEnum):
     """Where a lease stands."""
 
@@ -65,6 +73,8 @@ class AgentLease(msgspec.Struct, frozen=True, kw_only=True):
     """UTC, for people."""
     expires_us: int
     """On the lease clock."""
+    ended_us: int | None = None
+    """UTC, for people; ``None`` while it is held."""
 
 
 def next_lease_state(state: LeaseState, event: LeaseEvent) -> LeaseState:

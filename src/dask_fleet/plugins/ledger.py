@@ -56,7 +56,7 @@ class Ledger(ABC):
         LedgerInUse
             If another process owns it.
         LedgerTooNew
-            If a newer Fleet wrote it.
+            If a newer Fleet wrote it in a way that this one cannot go on with.
         """
 
     @abstractmethod
@@ -84,7 +84,7 @@ class Ledger(ABC):
         ``request_digest``, that key's job is returned and nothing is opened; else `IdempotencyMismatch` is raised.
 
         If a run was opened and `claim_for` names an agent, attempt ``job.attempt + 1`` is claimed for it in the same
-        transaction (state ``running``, event ``started``).
+        transaction (state ``running``, event ``started``); but not that of a suspect, which needs a process for itself.
         """
 
     async def accept_many(self, news: Sequence[NewRun]) -> list[Accepted | FleetError]:
@@ -137,27 +137,32 @@ class Ledger(ABC):
 
     # ------------------------------------------------------------------ leases of agents
 
+    @abstractmethod
     async def grant_lease(self, agent: str, *, name: str, pool: str) -> AgentLease:
-        """Give an agent a lease of `LEASE_S` on the lease clock, or go on with the one it holds."""
-        raise NotImplementedError
+        """Give an agent a lease of `LEASE_S` on the lease clock, or go on with the one it holds, prolonged to as much."""
 
+    @abstractmethod
     async def renew_leases(self, leases: Sequence[tuple[str, int]]) -> list[str]:
         """Prolong held leases, given as ``(agent, epoch)``, to `LEASE_S` from now; return the agents whose lease has ended
-        or has another epoch: they need a new one. One transaction, which also keeps the lease clock.
+        or has another epoch: they need a new one. One transaction, which also keeps the lease clock: it goes on for
+        `AHEAD_S` after it.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     async def end_lease(self, agent: str, epoch: int, event: LeaseEvent) -> bool:
         """Let a held lease lapse or release it; whether it was held. ``LAPSE`` is refused before its time has come."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def leases(self) -> list[AgentLease]:
-        """Return the leases that are held, and those that ended within the last day."""
-        raise NotImplementedError
+        """Return the leases that are held, and those that ended within the last day, by agent."""
 
+    @abstractmethod
     def lease_now_us(self) -> int:
-        """Return the lease clock, in microseconds. It never goes back, not even over a crash."""
-        raise NotImplementedError
+        """Return the lease clock, in microseconds.
+
+        It never goes back, not even over a crash, and stands still while the ledger is closed, or when neither
+        `renew_leases` nor `grant_lease` could be written for `AHEAD_S`.
+        """
 
     # ------------------------------------------------------------------ clusters
 

@@ -17,7 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from msgspec.structs import replace
 
 from dask_fleet.model.errors import Conflict
+from dask_fleet.model.failure import Blame, Cause, Failure
 from dask_fleet.model.jobs import AttemptEnd, AttemptRecord, EventRecord, JobFilter, JobRecord, Policy, StoredResult
+from dask_fleet.model.leases import LEASE_S, AgentLease, LeaseEvent, LeaseState, next_lease_state
 from dask_fleet.model.states import AttemptState, EventKind, RunEvent, RunState
 from dask_fleet.plugins.clock import Clock
 from dask_fleet.plugins.ledger import Ledger
@@ -26,6 +28,8 @@ from dask_fleet.testing.ledger_conformance.scenarios import scenario_timeout
 
 NAMES = st.sampled_from(["a", "b", "c"])
 AGENTS = st.sampled_from([None, "agent-1", "agent-2"])
+LEASED = st.sampled_from(["agent-1", "agent-2"])
+LEASE_US = int(LEASE_S * 1_000_000)
 ENDINGS = {
     RunState.SUCCEEDED: EventKind.SUCCEEDED,
     RunState.FAILED: EventKind.FAILED,
@@ -45,6 +49,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.known: dict[str, JobRecord] = {}
         self.zombies: list[AttemptEnd] = []
         self.outcomes: dict[tuple[int, int], tuple[RunState, int | None]] = {}
+        self.leases: dict[str, AgentLease] = {}
+        self.lease_now_us = 0
         self.changes: dict[int, int] = {}
         """How many events each job's story must have: one for each change that a ledger reported."""
 
@@ -116,7 +122,7 @@ class LedgerMachine(RuleBasedStateMachine):
         new = request(name, refresh=refresh, deadline_us=deadline_us, tags=tags, policy=Policy(cache_s=cache_s))
         before = self.known.get(name)
         accepted = self._ask(lambda ledger: ledger.accept(new, claim_for=agent))
-        assert accepted.claimed == (accepted.opened and agent is not None)
+        assert accepted.claimed == (accepted.opened and agent is not None and not accepted.job.suspect)
         if before is None:
             assert accepted.opened
             assert accepted.job.run == 1
@@ -153,19 +159,28 @@ class LedgerMachine(RuleBasedStateMachine):
             self._now_known(claimed, 1)
 
     @rule(name=NAMES, event=st.sampled_from([RunEvent.SUCCEED, RunEvent.FAIL, RunEvent.REQUEUE, RunEvent.CANCEL]),
-          lost=st.booleans(), wait_s=st.sampled_from([0, 4]))
-    def finish(self, name: str, event: RunEvent, lost: bool, wait_s: int) -> None:  # noqa: FBT001
+          lost=st.booleans(), wait_s=st.sampled_from([0, 4]), blame=st.sampled_from([None, *Blame]))
+    def finish(self, name: str, event: RunEvent, lost: bool, wait_s: int, blame: Blame | None) -> None:  # noqa: FBT001
         job = self.known.get(name)
         if job is None:
             return
         end = end_of(job, event, not_before_us=self.clock.now_us() + wait_s * 1_000_000, counts_as_fault=lost)
         if lost and event is not RunEvent.SUCCEED:
             end = replace(end, attempt_state=AttemptState.LOST)
+            if blame is not None:
+                end = replace(
+                    end, failure=Failure(cause=Cause.MEMORY_LIMIT, message="m"), makes_suspect=blame is not Blame.NONE,
+                    counts_as_death=blame is Blame.ALONE, counts_as_memory_kill=blame is Blame.ALONE,
+                    counts_as_loss=blame is not Blame.ALONE,
+                )
         after = self._ask(lambda ledger: ledger.finish(end))
         assert (after is not None) == (job.state is RunState.RUNNING)
         if after is not None:
             if job.cancel_requested_by is not None:
                 assert after.state is not RunState.QUEUED
+            if event is not RunEvent.SUCCEED:
+                assert after.deaths == job.deaths + end.counts_as_death
+                assert after.suspect == (job.suspect or end.makes_suspect)
             self._now_known(after, 1)
 
     @rule(data=st.data())
@@ -200,9 +215,57 @@ class LedgerMachine(RuleBasedStateMachine):
             assert job.deadline_us <= self.clock.now_us()
             self._now_known(after, 1)
 
+    @rule(agent=LEASED)
+    def grant_lease(self, agent: str) -> None:
+        before = self.leases.get(agent)
+        lease = self._ask(lambda ledger: ledger.grant_lease(agent, name=agent, pool="p"))
+        assert lease.state is LeaseState.HELD
+        assert lease.expires_us == self._lease_now_us() + LEASE_US
+        if before is not None:
+            assert lease.epoch == before.epoch + (before.state is not LeaseState.HELD)
+        self.leases[agent] = lease
+
+    @rule(agents=st.lists(LEASED, unique=True), stale=st.booleans())
+    def renew_leases(self, agents: list[str], stale: bool) -> None:  # noqa: FBT001
+        asked = [(agent, self.leases[agent].epoch - stale) for agent in agents if agent in self.leases]
+        refused = self._ask(lambda ledger: ledger.renew_leases(asked))
+        now_us = self._lease_now_us()
+        for agent, _ in asked:
+            lease = self.leases[agent]
+            assert (agent in refused) == (stale or lease.state is not LeaseState.HELD)
+            if agent not in refused:
+                self.leases[agent] = replace(lease, expires_us=now_us + LEASE_US)
+
+    @rule(agent=LEASED, event=st.sampled_from([LeaseEvent.LAPSE, LeaseEvent.RELEASE]), stale=st.booleans())
+    def end_lease(self, agent: str, event: LeaseEvent, stale: bool) -> None:  # noqa: FBT001
+        lease = self.leases.get(agent)
+        epoch = 1 if lease is None else lease.epoch - stale
+        due = event is LeaseEvent.RELEASE or (lease is not None and lease.expires_us <= self._lease_now_us())
+        ended = self._ask(lambda ledger: ledger.end_lease(agent, epoch, event))
+        assert ended == (lease is not None and not stale and lease.state is LeaseState.HELD and due)
+        if ended and lease is not None:
+            self.leases[agent] = replace(
+                lease, state=next_lease_state(lease.state, event), ended_us=self.clock.now_us()
+            )
+
+    def _lease_now_us(self) -> int:
+        answers = {ledger.lease_now_us() for ledger in self.ledgers}
+        assert len(answers) == 1
+        (now_us,) = answers
+        assert now_us >= self.lease_now_us
+        self.lease_now_us = now_us
+        return now_us
+
     @rule(seconds=st.sampled_from([1, 5, 200, -3, -1000]))
     def jump_clock(self, seconds: int) -> None:
+        before_us = self._lease_now_us()
         self.clock.jump(seconds)
+        assert self._lease_now_us() == before_us
+
+    @rule(seconds=st.sampled_from([1, 5, 20]))
+    def wait(self, seconds: int) -> None:
+        self.clock.advance(seconds)
+        self._lease_now_us()
 
     @rule()
     def purge(self) -> None:
@@ -238,6 +301,16 @@ class LedgerMachine(RuleBasedStateMachine):
         assert counts == {
             str(state): sum(job.state is state for job in living) for state in (RunState.QUEUED, RunState.RUNNING)
         }
+
+    @invariant()
+    def leases_are_as_they_were_left(self) -> None:
+        """However the ledgers were ended meanwhile, and whatever the wall clock did."""
+        self._lease_now_us()
+        kept = self._ask(lambda ledger: ledger.leases())
+        since_us = self.clock.now_us() - 86_400 * 1_000_000
+        assert kept == [
+            lease for _, lease in sorted(self.leases.items()) if lease.ended_us is None or lease.ended_us > since_us
+        ]
 
     @invariant()
     def each_run_has_at_most_one_outcome_that_never_changes(self) -> None:

@@ -339,7 +339,7 @@ def test_conditions_are_looked_up_in_indexes_without_reading_rows(tmp_path: Path
 SHAPE = {
     "meta", "jobs", "large_params", "past_runs", "attempts", "events", "results", "doomed_locations", "tags", "idempotency",
     "clock_steps", "tokens", "jobs_by_id", "jobs_by_state", "jobs_by_endpoint", "jobs_by_user", "jobs_purgeable",
-    "results_by_expiry", "idempotency_by_time",
+    "results_by_expiry", "idempotency_by_time", "agent_leases",
 }
 
 
@@ -360,7 +360,9 @@ def test_migrations_give_the_expected_shape(tmp_path: Path) -> None:
 
 def test_a_migration_ended_at_any_statement_is_as_if_not_begun(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
-    stop_at = not_begun = 0
+    stop_at = 0
+    seen_between: dict[int, int] = {}
+    states = {0: set(), 1: SHAPE - {"agent_leases"}, 2: SHAPE}
     while True:
         connection = connections.open_writer(path, synchronous="OFF")
         seen = 0
@@ -375,17 +377,26 @@ def test_a_migration_ended_at_any_statement_is_as_if_not_begun(tmp_path: Path) -
             migrations.migrate(connection)
         except apsw.ExecTraceAbort:
             connection.exec_trace = None
-            found = (shape(connection), connection.pragma("user_version"))
-            assert found in ((set(), 0), (SHAPE, 1))
-            not_begun += found[1] == 0
+            schema, _ = migrations._standing(connection)
+            assert shape(connection) == states[schema]
+            assert ("suspect" in columns(connection, "jobs")) == (schema == 2)
+            seen_between[schema] = seen_between.get(schema, 0) + 1
             stop_at += 1
             connection.close()
+            if schema:  # what is done stays done: begin anew
+                for file in tmp_path.iterdir():
+                    file.unlink()
         else:
             break
-    assert not_begun > len(SHAPE)
+    assert seen_between[0] > len(SHAPE)
+    assert seen_between[1] >= 9  # each of its statements
     connection.exec_trace = None
     assert shape(connection) == SHAPE
     connection.close()
+
+
+def columns(connection: Any, table: str) -> set[str]:
+    return {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
 
 
 def test_a_ledger_of_a_newer_version_is_refused_untouched(tmp_path: Path) -> None:
@@ -394,10 +405,78 @@ def test_a_ledger_of_a_newer_version_is_refused_untouched(tmp_path: Path) -> Non
     migrations.migrate(connection)
     connection.pragma("user_version", 999)
     connection.close()
-    with pytest.raises(LedgerTooNew, match="schema 999"):
+    with pytest.raises(LedgerTooNew, match="needs a version of Dask Fleet that knows schema 999"):
         on(path, None)  # type: ignore[arg-type]
 
 
+ADDITIVE = migrations.Migration(3, "more", "ALTER TABLE jobs ADD COLUMN more INTEGER NOT NULL DEFAULT 0", 1)
+INCOMPATIBLE = migrations.Migration(3, "other", "ALTER TABLE jobs RENAME COLUMN agent TO holder")
+
+
+def migrated(path: Path, *more: migrations.Migration) -> None:
+    connection = connections.open_writer(path, synchronous="OFF")
+    migrations.migrate(connection, [*migrations.shipped(), *more])
+    connection.close()
+
+
+def test_an_upgrade_that_only_added_can_be_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    ids: list[str] = []
+
+    async def before(ledger: SQLiteLedger) -> None:
+        await ledger.accept(request("old"), claim_for="a")
+
+    async def after(ledger: SQLiteLedger) -> None:
+        old = await ledger.get("old")
+        assert old is not None
+        assert await ledger.finish(end_of(old)) is not None
+        assert (await ledger.accept(request(f"new-{len(ids)}"))).opened
+        ids.append(ledger.ledger_id)
+
+    async def again(ledger: SQLiteLedger) -> None:
+        assert await ledger.get("new-0") is not None
+        ids.append(ledger.ledger_id)
+
+    on(path, before)
+    migrated(path, ADDITIVE)
+    on(path, after)  # this version, on the next one's file
+    migrated(path, ADDITIVE)  # the next one again: nothing is applied twice
+    on(path, again)
+    assert len(set(ids)) == 1
+
+
+def test_an_upgrade_that_changed_what_was_there_cannot_be_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    migrated(path, INCOMPATIBLE, migrations.Migration(4, "more", "CREATE TABLE more (a INTEGER) STRICT", 1))
+    with pytest.raises(LedgerTooNew, match="knows schema 3; this one knows 2"):
+        on(path, None)  # type: ignore[arg-type]
+
+
+def test_the_version_before_works_on_with_this_ones_file(tmp_path: Path) -> None:
+    """It looks at ``user_version`` alone and names its columns: the ones it does not know get their defaults."""
+    path = tmp_path / "ledger.db"
+
+    async def act(ledger: SQLiteLedger) -> None:
+        job = (await ledger.accept(request("a"), claim_for="agent")).job
+        await ledger.finish(end_of(job))
+
+    on(path, act)
+    connection = connections.open_writer(path, synchronous="OFF")
+    assert connection.pragma("user_version") == 1
+    old = sorted(columns(connection, "jobs") - {"deaths", "memory_kills", "losses", "suspect"})
+    names = ", ".join(old)
+    values = ", ".join({"seq": "99", "job_id": "'b'"}.get(name, name) for name in old)
+    connection.execute(f"INSERT INTO jobs ({names}) SELECT {values} FROM jobs")
+    connection.close()
+
+    async def back(ledger: SQLiteLedger) -> None:
+        job = await ledger.get("b")
+        assert job is not None
+        assert (job.deaths, job.suspect) == (0, False)
+
+    on(path, back)
+
+
 def test_named_sql_has_names_once() -> None:
-    for file in ("reads", "writes", "listing", "retention"):
+    for file in ("reads", "writes", "listing", "retention", "leases"):
         assert statements.load(file)

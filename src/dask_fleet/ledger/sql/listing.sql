@@ -48,7 +48,7 @@ SELECT candidate.value
 -- rows_of: The jobs of these handles, in their order, that were created in that time; a bound that is NULL is none.
 SELECT jobs.seq, job_id, tenant, service, endpoint, version, params, user, pure, created_us, tags, run, state, attempt, agent,
        reason, opened_by, opened_us, started_us, finished_us, not_before_us, priority, deadline_us, policy, exceptions,
-       faults, cancel_requested_by, failure, result_run, result_expires_us
+       faults, cancel_requested_by, failure, result_run, result_expires_us, deaths, memory_kills, losses, suspect
   FROM json_each(:seqs) AS wanted CROSS JOIN jobs ON jobs.seq = wanted.value
  WHERE (:created_after_us IS NULL OR created_us >= :created_after_us)
    AND (:created_before_us IS NULL OR created_us < :created_before_us);

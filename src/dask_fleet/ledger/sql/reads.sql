@@ -1,13 +1,13 @@
 -- job_by_id: One job; columns in the order of `JobRecord`.
 SELECT seq, job_id, tenant, service, endpoint, version, params, user, pure, created_us, tags, run, state, attempt, agent,
        reason, opened_by, opened_us, started_us, finished_us, not_before_us, priority, deadline_us, policy, exceptions,
-       faults, cancel_requested_by, failure, result_run, result_expires_us
+       faults, cancel_requested_by, failure, result_run, result_expires_us, deaths, memory_kills, losses, suspect
   FROM jobs WHERE job_id = ?;
 
 -- job_by_seq: The same by the ledger's handle.
 SELECT seq, job_id, tenant, service, endpoint, version, params, user, pure, created_us, tags, run, state, attempt, agent,
        reason, opened_by, opened_us, started_us, finished_us, not_before_us, priority, deadline_us, policy, exceptions,
-       faults, cancel_requested_by, failure, result_run, result_expires_us
+       faults, cancel_requested_by, failure, result_run, result_expires_us, deaths, memory_kills, losses, suspect
   FROM jobs WHERE seq = ?;
 
 -- large_params: Parameters too large for the job's row.

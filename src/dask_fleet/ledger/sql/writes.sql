@@ -15,11 +15,14 @@ UPDATE jobs
        failure = ?, result_run = ?, result_expires_us = ?
  WHERE seq = ? AND run = ? AND attempt = ? AND state = ?;
 
+-- update_guilt: What deaths of worker processes mean for the run; a run that saw none never pays for it.
+UPDATE jobs SET deaths = ?, memory_kills = ?, losses = ?, suspect = ? WHERE seq = ?;
+
 -- file_run: Keep the current run's story before the next one takes its place.
 INSERT INTO past_runs (job_seq, run, state, reason, opened_by, opened_us, started_us, finished_us, priority, deadline_us,
-                       policy, exceptions, faults, cancel_requested_by, failure)
+                       policy, exceptions, faults, cancel_requested_by, failure, deaths, memory_kills, losses, suspect)
 SELECT seq, run, state, reason, opened_by, opened_us, started_us, finished_us, priority, deadline_us,
-       policy, exceptions, faults, cancel_requested_by, failure
+       policy, exceptions, faults, cancel_requested_by, failure, deaths, memory_kills, losses, suspect
   FROM jobs WHERE seq = ?;
 
 -- insert_event: One line of a job's story.

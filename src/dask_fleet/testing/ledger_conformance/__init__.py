@@ -14,6 +14,8 @@ A plug-in's tests subclass :class:`LedgerConformance`, say how a ledger is made,
 from __future__ import annotations
 
 from dask_fleet.testing.ledger_conformance.attempts import AttemptScenarios
+from dask_fleet.testing.ledger_conformance.guilt import GuiltScenarios
+from dask_fleet.testing.ledger_conformance.leases import LeaseScenarios
 from dask_fleet.testing.ledger_conformance.reading import ReadingScenarios
 from dask_fleet.testing.ledger_conformance.requests import RequestScenarios
 from dask_fleet.testing.ledger_conformance.retention import RetentionScenarios
@@ -22,5 +24,7 @@ from dask_fleet.testing.ledger_conformance.scenarios import ManualClock, end_of,
 __all__ = ["LedgerConformance", "ManualClock", "end_of", "request", "result"]
 
 
-class LedgerConformance(RequestScenarios, AttemptScenarios, ReadingScenarios, RetentionScenarios):
+class LedgerConformance(
+    RequestScenarios, AttemptScenarios, GuiltScenarios, LeaseScenarios, ReadingScenarios, RetentionScenarios
+):
     """Subclass it and say how a ledger is made."""
