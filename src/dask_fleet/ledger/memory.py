@@ -10,7 +10,7 @@ from dask_fleet.ledger import changes, lease_changes
 from dask_fleet.ledger.changes import Change
 from dask_fleet.ledger.lease_clock import LeaseClock
 from dask_fleet.ledger.rows import running_attempt
-from dask_fleet.model.errors import IdempotencyMismatch, LedgerUnavailable, NotFound
+from dask_fleet.model.errors import FleetError, IdempotencyMismatch, LedgerUnavailable, NotFound
 from dask_fleet.model.ids import random_id
 from dask_fleet.model.jobs import (
     Accepted,
@@ -27,7 +27,7 @@ from dask_fleet.model.jobs import (
 from dask_fleet.model.leases import AgentLease, LeaseEvent
 from dask_fleet.model.states import RunState
 from dask_fleet.plugins.clock import Clock, SystemClock
-from dask_fleet.plugins.ledger import Ledger
+from dask_fleet.plugins.ledger import Ledger, check_many
 
 MOST_LOOKED_AT = 4_000
 """Most jobs looked at for one page."""
@@ -105,6 +105,18 @@ class MemoryLedger(Ledger):
             self._keys[key] = (new.request_digest, job.seq, now_us)
         opened = change is not None
         return Accepted(job=job, opened=opened, claimed=opened and job.state is RunState.RUNNING)
+
+    async def accept_many(self, news: Sequence[NewRun]) -> list[Accepted | FleetError]:
+        """See the port."""
+        self._now_us()
+        check_many(news)
+        answers: list[Accepted | FleetError] = []
+        for new in news:
+            try:
+                answers.append(await self.accept(new))
+            except IdempotencyMismatch as exc:
+                answers.append(exc)
+        return answers
 
     async def reopen(self, seq: int, *, by: str, claim_for: str | None = None) -> Accepted:
         """See the port.

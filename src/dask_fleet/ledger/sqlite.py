@@ -17,7 +17,7 @@ from dask_fleet.ledger.retention import RESULTS_A_BATCH, Retention
 from dask_fleet.ledger.threads import MAX_ROWS
 from dask_fleet.ledger.writer import MEDIUM_ERRORS, GroupCommit
 from dask_fleet.ledger.writes import Writes
-from dask_fleet.model.errors import LedgerUnavailable
+from dask_fleet.model.errors import FleetError, LedgerUnavailable
 from dask_fleet.model.jobs import (
     Accepted,
     AttemptEnd,
@@ -32,7 +32,7 @@ from dask_fleet.model.jobs import (
 )
 from dask_fleet.model.leases import AgentLease, LeaseEvent
 from dask_fleet.plugins.clock import Clock, SystemClock
-from dask_fleet.plugins.ledger import Ledger
+from dask_fleet.plugins.ledger import Ledger, check_many
 
 
 class _Opened:
@@ -133,6 +133,12 @@ class SQLiteLedger(Ledger):
         """See the port."""
         opened = self._open
         return cast("Accepted", await opened.writer.submit(opened.writes.accept, new, claim_for, rows=4 + len(new.tags)))
+
+    async def accept_many(self, news: Sequence[NewRun]) -> list[Accepted | FleetError]:
+        """See the port."""
+        opened = self._open
+        check_many(news)
+        return cast("list[Accepted | FleetError]", await opened.writer.submit_steps(opened.writes.accept_many, tuple(news)))
 
     async def reopen(self, seq: int, *, by: str, claim_for: str | None = None) -> Accepted:
         """See the port.

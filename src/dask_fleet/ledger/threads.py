@@ -11,7 +11,7 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 from dask_fleet.model.errors import LedgerUnavailable
@@ -24,10 +24,14 @@ MAX_ROWS = 500
 JOIN_TIMEOUT_S = 30.0
 
 
+Steps = Callable[..., Generator[None, None, Any]]
+"""Work that lets go after each piece; what it returns in the end is its value."""
+
+
 class Operation:
     """A call that waits for the thread."""
 
-    __slots__ = ("args", "call", "error", "future", "long", "rows", "value")
+    __slots__ = ("args", "call", "error", "future", "long", "rows", "steps", "value")
 
     def __init__(
         self,
@@ -43,6 +47,8 @@ class Operation:
         self.rows = rows
         self.future = future
         self.long = long
+        self.steps: Steps | None = None
+        """Makes the same work piece by piece, for a turn of the loop each."""
         self.value: Any = None
         self.error: BaseException | None = None
 

@@ -11,13 +11,13 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from queue import SimpleQueue
 from typing import Any
 
 import apsw
 
-from dask_fleet.ledger.threads import JOIN_TIMEOUT_S, Operation, deliver, take
+from dask_fleet.ledger.threads import JOIN_TIMEOUT_S, Operation, Steps, deliver, take
 from dask_fleet.ledger.writes import Writes
 from dask_fleet.model.errors import FleetError, InternalError, LedgerUnavailable
 
@@ -108,6 +108,17 @@ class GroupCommit:
         self._schedule()
         return future
 
+    def submit_steps(self, steps: Steps, *args: Any) -> asyncio.Future[Any]:
+        """Queue ``steps(*args)``, alone in its transaction, each of its steps in a turn of the loop, and return the future
+        of what it returns.
+
+        For a write of more rows than one turn may take. In the thread each of its statements would have to win the GIL back
+        from a loop that may be busy just then.
+        """
+        future = self.submit(_run_through, steps, *args, long=True)
+        self._operations[-1].steps = steps
+        return future
+
     async def stop(self) -> None:
         """Run what was queued, then end the thread."""
         thread, self._thread = self._thread, None
@@ -139,7 +150,11 @@ class GroupCommit:
             self._rest.cancel()
             self._rest = None
         if self._operations[0].long:
-            self._hand_over(self._run_in_thread, [self._operations.popleft()])
+            op = self._operations.popleft()
+            if op.steps is None:
+                self._hand_over(self._run_in_thread, [op])
+            else:
+                self._begin_steps(op, op.steps)
             return
         batch = take(self._operations, LOOP_ROWS)
         try:
@@ -149,6 +164,30 @@ class GroupCommit:
             self._hand_over(self._run_in_thread, batch)
         else:
             self._hand_over(self._commit, batch)
+
+    def _begin_steps(self, op: Operation, steps: Steps) -> None:
+        self._busy = True
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._writes.begin()
+        except Exception:  # noqa: BLE001 - as above
+            self._roll_back()
+            self._hand_over(self._run_in_thread, [op])
+        else:
+            self._step(op, steps(*op.args[1:]))
+
+    def _step(self, op: Operation, pieces: Generator[None, None, Any]) -> None:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            op.value = end.value
+            self._hand_over(self._commit, [op])
+        except Exception:  # noqa: BLE001 - as above
+            self._roll_back()
+            self._hand_over(self._run_in_thread, [op])
+        else:
+            assert self._loop is not None
+            self._loop.call_soon(self._step, op, pieces)
 
     def _hand_over(self, work: Work, batch: list[Operation]) -> None:
         self._busy = True
@@ -266,6 +305,16 @@ class GroupCommit:
         for op in batch:
             op.error = LedgerUnavailable(f"the ledger cannot be written: {exc}", retry_after_s=5.0)
             op.error.__cause__ = exc
+
+
+def _run_through(steps: Steps, *args: Any) -> Any:
+    """Run all steps at once."""
+    pieces = steps(*args)
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return end.value
 
 
 def _as_error(exc: Exception) -> Exception:

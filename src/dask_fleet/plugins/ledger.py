@@ -32,6 +32,18 @@ MAX_ACCEPT_MANY = 500
 """Requests in one transaction: a larger one would hold up others for longer than anybody should notice."""
 
 
+def check_many(news: Sequence[NewRun]) -> None:
+    """Refuse more requests than one transaction takes.
+
+    Raises
+    ------
+    ValueError
+        If there are more than `MAX_ACCEPT_MANY`.
+    """
+    if len(news) > MAX_ACCEPT_MANY:
+        raise ValueError(f"accept_many takes at most {MAX_ACCEPT_MANY} requests, not {len(news)}")
+
+
 class Ledger(ABC):
     """Remembers every accepted request.
 
@@ -87,14 +99,19 @@ class Ledger(ABC):
         transaction (state ``running``, event ``started``); but not that of a suspect, which needs a process for itself.
         """
 
+    @abstractmethod
     async def accept_many(self, news: Sequence[NewRun]) -> list[Accepted | FleetError]:
         """Do `accept` for each of at most `MAX_ACCEPT_MANY` requests, in order, in one transaction of their own, without
         claiming; the answer has one entry a request.
 
         What is wrong with one request (`IdempotencyMismatch`) is its entry and changes nothing for the others; what concerns
         the medium raises, and then nothing was accepted. Equal requests within the list are one job.
+
+        Raises
+        ------
+        ValueError
+            If there are more.
         """
-        raise NotImplementedError
 
     @abstractmethod
     async def reopen(self, seq: int, *, by: str, claim_for: str | None = None) -> Accepted:

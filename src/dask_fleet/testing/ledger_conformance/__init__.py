@@ -14,6 +14,7 @@ A plug-in's tests subclass :class:`LedgerConformance`, say how a ledger is made,
 from __future__ import annotations
 
 from dask_fleet.testing.ledger_conformance.attempts import AttemptScenarios
+from dask_fleet.testing.ledger_conformance.batches import BatchScenarios
 from dask_fleet.testing.ledger_conformance.guilt import GuiltScenarios
 from dask_fleet.testing.ledger_conformance.leases import LeaseScenarios
 from dask_fleet.testing.ledger_conformance.reading import ReadingScenarios
@@ -25,6 +26,12 @@ __all__ = ["LedgerConformance", "ManualClock", "end_of", "request", "result"]
 
 
 class LedgerConformance(
-    RequestScenarios, AttemptScenarios, GuiltScenarios, LeaseScenarios, ReadingScenarios, RetentionScenarios
+    RequestScenarios,
+    BatchScenarios,
+    AttemptScenarios,
+    GuiltScenarios,
+    LeaseScenarios,
+    ReadingScenarios,
+    RetentionScenarios,
 ):
     """Subclass it and say how a ledger is made."""
