@@ -203,6 +203,22 @@ class Client:
         """Return what the server says of itself: version, queued and running jobs, agents."""
         return self._loop.run(self._inner.status())
 
+    # ------------------------------------------------------------------ tokens
+
+    def create_token(
+        self, *, user: str, scopes: Iterable[str], tenant: str | None = None, expires: float | str | None = None
+    ) -> dict[str, Any]:
+        """Make a token; ``["token"]`` of the answer is the token, never to be seen again. See `AsyncClient.create_token`."""
+        return self._loop.run(self._inner.create_token(user=user, scopes=scopes, tenant=tenant, expires=expires))
+
+    def list_tokens(self) -> list[dict[str, Any]]:
+        """Return all tokens, ended ones too: whose they are and what they may do, never the tokens themselves."""
+        return self._loop.run(self._inner.list_tokens())
+
+    def revoke_token(self, token_id: str) -> dict[str, Any]:
+        """End a token for good; what it has open ends within seconds. Twice is harmless."""
+        return self._loop.run(self._inner.revoke_token(token_id))
+
     # ------------------------------------------------------------------ steps
 
     def _submit_call(self, info: EndpointInfo, params: Mapping[str, Any], options: CallOptions) -> Job:

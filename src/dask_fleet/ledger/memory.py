@@ -322,6 +322,14 @@ class MemoryLedger(Ledger):
         self._now_us()
         self._tokens[token.token_id] = token
 
+    async def revoke_token(self, token_id: str, *, at_us: int) -> TokenRecord | None:
+        """See the port."""
+        self._now_us()
+        record = self._tokens.get(token_id)
+        if record is not None and record.revoked_us is None:
+            record = self._tokens[token_id] = replace(record, revoked_us=at_us)
+        return record
+
     async def tokens(self) -> list[TokenRecord]:
         """See the port."""
         return [token for _, token in sorted(self._tokens.items())]

@@ -281,6 +281,11 @@ class SQLiteLedger(Ledger):
         opened = self._open
         await opened.writer.submit(opened.writes.put_token, token)
 
+    async def revoke_token(self, token_id: str, *, at_us: int) -> TokenRecord | None:
+        """See the port."""
+        opened = self._open
+        return cast("TokenRecord | None", await opened.writer.submit(opened.writes.revoke_token, token_id, at_us))
+
     async def tokens(self) -> list[TokenRecord]:
         """See the port."""
         opened = self._open

@@ -173,6 +173,12 @@ class Writes:
         """See `Ledger.put_token`."""
         self._execute(_SQL["put_token"], rows.row_of_token(token))
 
+    def revoke_token(self, token_id: str, at_us: int) -> TokenRecord | None:
+        """See `Ledger.revoke_token`."""
+        self._execute(_SQL["revoke_token"], (at_us, token_id))
+        row = self._execute(_SQL["token"], (token_id,)).fetchone()
+        return None if row is None else rows.token_from_row(row)
+
     # ------------------------------------------------------------------ inside
 
     def _apply(self, before: JobRecord, change: Change | None) -> JobRecord | None:

@@ -297,6 +297,12 @@ class Ledger(ABC):
     async def put_token(self, token: TokenRecord) -> None:
         """Keep a token, replacing one of the same ``token_id``."""
 
+    async def revoke_token(self, token_id: str, *, at_us: int) -> TokenRecord | None:
+        """Note that a token ended at `at_us` (UTC, microseconds), unless it was revoked before; return its record, or
+        ``None`` if there is none of that id.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     async def tokens(self) -> list[TokenRecord]:
         """Return all tokens, revoked ones too."""

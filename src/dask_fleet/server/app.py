@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -13,10 +15,11 @@ from starlette.types import ASGIApp
 from dask_fleet.controller.controller import Controller
 from dask_fleet.model.errors import BadRequest, FleetError, MethodNotAllowed, NotFound, Unauthorized
 from dask_fleet.server.agents import AGENTS_PATH, serve_agent
-from dask_fleet.server.auth import Principal, Scope, TokenAuthenticator, require, unauthorized
+from dask_fleet.server.auth import Principal, Scope, TokenAuthenticator, refuse_token_in_url, require, unauthorized
 from dask_fleet.server.body import ClientDisconnectedError
 from dask_fleet.server.docs_page import signin_page
 from dask_fleet.server.hosts import HostCheck
+from dask_fleet.server.live import LiveRequests
 from dask_fleet.server.problems import internal_problem, problem_bytes, problem_headers
 from dask_fleet.server.signin import SignIn
 from dask_fleet.server.submit import Submission
@@ -28,6 +31,8 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz", "/signin"})
 
 PAGES = frozenset({"/", "/docs"})
 """What people open in a browser: without a session they are told how to sign in, not sent a problem document."""
+
+_POLICY_VIOLATION = 1008  # close code of RFC 6455
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -44,11 +49,13 @@ class FleetApp:
         tokens: TokenAuthenticator,
         sign_in: SignIn,
         hosts: HostCheck,
+        live: LiveRequests | None = None,
     ) -> None:
         self._controller = controller
         self._tokens = tokens
         self._sign_in = sign_in
         self._hosts = hosts
+        self._live = LiveRequests() if live is None else live
         self._router: ASGIApp = Router(routes, redirect_slashes=False, default=self._unknown)
         self._submissions = {
             f"/v1/{service.name}/{endpoint.name}": Submission(controller, service, endpoint)
@@ -68,26 +75,40 @@ class FleetApp:
 
     async def _http(self, scope: Any, receive: Receive, send: Send) -> None:
         started = _Started(send)
+        task = asyncio.current_task()
+        assert task is not None
         try:
             self._hosts.check(scope)
             path: str = scope["path"]
             if path not in OPEN_PATHS:
+                if scope["query_string"]:
+                    refuse_token_in_url(scope["query_string"])
                 principal = self._authenticate(scope)
+                self._live.tasks[task] = principal.token_id
                 submission = self._submissions.get(path)
                 if submission is not None:
-                    await self._submit(submission, scope, receive, send, principal)
+                    await self._submit(submission, scope, receive, started, principal)
                     return
                 scope.setdefault("state", {})["principal"] = principal
             await self._router(scope, receive, started)
         except ClientDisconnectedError:
             return
+        except asyncio.CancelledError:
+            if not self._live.was_ended(task):
+                raise
+            await started.cut(scope)
         except Exception as exc:  # the edge: whatever was not foreseen becomes a 500 with an id
             if started.yes:
                 log.exception("failed while answering", extra={"action": "answer_broken"})
                 raise
             await _answer_error(exc, scope, send)
+        finally:
+            self._live.forget(task)
 
-    async def _submit(self, submission: Submission, scope: Any, receive: Receive, send: Send, principal: Principal) -> None:
+    async def _submit(
+        self, submission: Submission, scope: Any, receive: Receive, started: _Started, principal: Principal
+    ) -> None:
+        send = started.send
         if scope["method"] == "OPTIONS":
             await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", b"OPTIONS, POST")]})
             await send({"type": "http.response.body", "body": b""})
@@ -95,6 +116,7 @@ class FleetApp:
         if scope["method"] != "POST":
             raise MethodNotAllowed("call an endpoint with POST", allow=["OPTIONS", "POST"])
         status, headers, body = await submission(scope, receive, principal)
+        started.yes = True
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -138,7 +160,8 @@ class FleetApp:
             bearer = [value for name, value in scope["headers"] if name == b"authorization"]
             if len(bearer) != 1:
                 raise unauthorized()  # agents carry a token; a browser's cookie opens no websocket here
-            require(self._tokens.authenticate_bearer(bearer[0]), Scope.AGENT)
+            principal = self._tokens.authenticate_bearer(bearer[0])
+            require(principal, Scope.AGENT)
         except FleetError as exc:
             await receive()
             body = problem_bytes(exc)
@@ -146,19 +169,46 @@ class FleetApp:
             await send({"type": "websocket.http.response.start", "status": exc.status, "headers": headers})
             await send({"type": "websocket.http.response.body", "body": body})
             return
-        await serve_agent(self._controller, receive, send)
+        task = asyncio.current_task()
+        assert task is not None
+        self._live.tasks[task] = principal.token_id
+        try:
+            await serve_agent(self._controller, receive, send)
+        except asyncio.CancelledError:
+            if not self._live.was_ended(task):
+                raise
+            log.warning("agent's token has ended", extra={"action": "agent_token_ended", "token_id": principal.token_id})
+            with contextlib.suppress(RuntimeError, OSError):  # the agent may have gone meanwhile
+                await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": "the token has ended"})
+        finally:
+            self._live.forget(task)
 
 
 class _Started:
     """Remembers whether the answer's head has gone out: after that no error document can be sent."""
 
     def __init__(self, send: Send) -> None:
-        self._send = send
+        self.send = send
+        self._is_events = False
         self.yes = False
 
     async def __call__(self, message: Any) -> None:
-        self.yes = True
-        await self._send(message)
+        if not self.yes:
+            self.yes = True
+            self._is_events = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
+        await self.send(message)
+
+    async def cut(self, scope: Any) -> None:
+        """The token has ended meanwhile: say so if nothing was said yet, else say no more.
+
+        An event stream has no length, so it can end in good order; what has one is broken off, as half an answer must not
+        look like a whole one.
+        """
+        if not self.yes:
+            await _answer_error(unauthorized(), scope, self.send)
+        elif self._is_events:
+            with contextlib.suppress(RuntimeError, OSError):  # the client may have gone meanwhile
+                await self.send({"type": "http.response.body", "body": b": the token has ended\n\n"})
 
 
 async def _answer_error(exc: Exception, scope: Any, send: Send) -> None:

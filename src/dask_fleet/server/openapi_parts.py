@@ -9,8 +9,10 @@ from dask_fleet.model.failure import Cause
 from dask_fleet.model.ids import JOB_ID_PATTERN
 from dask_fleet.model.jobs import MAX_PRIORITY, MIN_PRIORITY
 from dask_fleet.model.states import AttemptState, OpenReason, RunState
+from dask_fleet.server.auth import Scope
 from dask_fleet.server.json_schemas import TAGGED_FLOAT
 from dask_fleet.server.query import MAX_WAIT_S
+from dask_fleet.server.routes_tokens import MAX_VALID_S, NAME_PATTERN
 
 _TIME: dict[str, Any] = {"type": "string", "format": "date-time"}
 _JOB_ID: dict[str, Any] = {"type": "string", "pattern": "^" + JOB_ID_PATTERN.pattern.removesuffix(r"\Z") + "$"}
@@ -145,6 +147,17 @@ COMMON_SCHEMAS: dict[str, Any] = {
             "started_at": _TIME,
             "finished_at": or_null(_TIME),
             "error": or_null(ref("schemas", "Failure")),
+        }
+    ),
+    "Token": _object(
+        {
+            "token_id": {"type": "string"},
+            "user": {"type": "string"},
+            "tenant": {"type": "string"},
+            "scopes": {"type": "array", "items": {"enum": list(Scope)}},
+            "created_at": _TIME,
+            "expires_at": or_null(_TIME),
+            "revoked_at": or_null(_TIME),
         }
     ),
     "Event": {
@@ -355,6 +368,43 @@ FIXED_PATHS: dict[str, Any] = {
             **problems(400, 401, 403, 421, 500),
         },
     ),
+    "/v1/tokens": {
+        **_page(
+            "get",
+            tag="server",
+            summary="List tokens: whose they are and what they may do",
+            responses={
+                **_ok(_object({"tokens": {"type": "array", "items": ref("schemas", "Token")}}), "Oldest first."),
+                **problems(400, 401, 403, 421, 500, 503),
+            },
+        ),
+        **_page(
+            "post",
+            tag="server",
+            summary="Make a token; the answer is the only one that shows it",
+            responses={
+                "201": {
+                    "description": "The token, valid at once.",
+                    "content": json_content(
+                        {
+                            "allOf": [
+                                ref("schemas", "Token"),
+                                _object({"token": {"type": "string", "pattern": "^fleet_[A-Za-z0-9_-]{43}$"}}),
+                            ]
+                        }
+                    ),
+                },
+                **problems(400, 401, 403, 409, 413, 415, 421, 500, 503),
+            },
+        ),
+    },
+    "/v1/tokens/{token_id}": _page(
+        "delete",
+        tag="server",
+        summary="Revoke a token; what it has open ends within seconds",
+        parameters=({"name": "token_id", "in": "path", "required": True, "schema": {"type": "string"}},),
+        responses={**_ok(ref("schemas", "Token"), "The token, revoked."), **_USUAL},
+    ),
     "/v1/signin": _page(
         "post",
         tag="server",
@@ -382,5 +432,26 @@ def _word(summary: str, responses: dict[str, str]) -> dict[str, Any]:
     return page
 
 
+FIXED_PATHS["/v1/tokens"]["post"]["requestBody"] = {
+    "required": True,
+    "content": json_content(
+        {
+            **_object(
+                {
+                    "user": {"type": "string", "pattern": NAME_PATTERN},
+                    "tenant": {"type": "string", "pattern": NAME_PATTERN, "description": "Your own if left out."},
+                    "scopes": {"type": "array", "minItems": 1, "items": {"enum": list(Scope)}},
+                    "expires": {
+                        "description": "Seconds, a duration such as `30d`, or `never`.",
+                        "anyOf": [{"type": "number", "minimum": 1, "maximum": MAX_VALID_S}, {"type": "string"}],
+                        "default": "90d",
+                    },
+                },
+                optional=("tenant", "expires"),
+            ),
+            "additionalProperties": False,
+        }
+    ),
+}
 FIXED_PATHS["/healthz"] = _word("Say whether the process answers", {"200": "`ok`"})
 FIXED_PATHS["/readyz"] = _word("Say whether calls would run", {"200": "`ready`", "503": "`not ready`"})

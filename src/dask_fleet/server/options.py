@@ -9,6 +9,7 @@ import msgspec
 
 from dask_fleet.model.errors import BadRequest
 from dask_fleet.model.jobs import DEFAULT_PRIORITY, MAX_PRIORITY, MIN_PRIORITY
+from dask_fleet.server.auth import refuse_token
 from dask_fleet.server.documents import parse_rfc3339
 
 MAX_WAIT_S = 60.0
@@ -46,7 +47,7 @@ def parse_options(headers: Headers, query: bytes, *, now_us: int) -> CallOptions
     Raises
     ------
     BadRequest
-        Naming the header or query parameter that is malformed, given twice, or unknown.
+        Naming the header or query parameter that is malformed, given twice, or unknown, or that holds a token.
     """
     options = _NO_OPTIONS
     seen: dict[bytes, str] = {}
@@ -74,6 +75,7 @@ def parse_options(headers: Headers, query: bytes, *, now_us: int) -> CallOptions
         if (key := seen.get(b"idempotency-key")) is not None:
             if not _IDEMPOTENCY_KEY.match(key):
                 raise BadRequest("the header Idempotency-Key must be 1 to 255 visible ASCII characters")
+            refuse_token(key, "the header Idempotency-Key")
             options.idempotency_key = key
     if query:
         try:
@@ -105,4 +107,5 @@ def _tags(text: str) -> tuple[str, ...]:
             f"the header Fleet-Tags takes at most {MAX_TAGS} tags, separated by commas,"
             " each of 1 to 64 letters, digits and . _ : / @ + -"
         )
+    refuse_token(text, "the header Fleet-Tags")
     return tags

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import secrets
 from typing import Any
 
@@ -11,6 +12,8 @@ import msgspec
 from starlette.responses import Response
 
 from dask_fleet.model.errors import BodyTooLarge, FleetError, InternalError, MethodNotAllowed, Unauthorized
+
+_TOKEN = re.compile(rb"fleet_[A-Za-z0-9_-]{43}")
 
 PROBLEM_MEDIA_TYPE = b"application/problem+json"
 TYPE_PREFIX = "urn:dask-fleet:problem:"
@@ -43,9 +46,14 @@ def problem_document(error: FleetError, *, instance: str | None = None) -> dict[
     return document
 
 
+def blotted(document: bytes) -> bytes:
+    """Return a document with tokens blotted out: errors quote what was sent, and get pasted into reports."""
+    return _TOKEN.sub(b"[redacted]", document) if b"fleet_" in document else document
+
+
 def problem_bytes(error: FleetError, *, instance: str | None = None) -> bytes:
     """Return the encoded problem document."""
-    return _encode(problem_document(error, instance=instance))
+    return blotted(_encode(problem_document(error, instance=instance)))
 
 
 def problem_headers(error: FleetError, length: int) -> list[tuple[bytes, bytes]]:

@@ -32,9 +32,10 @@ from dask_fleet.server.auth import Principal, TokenAuthenticator, effective_scop
 from dask_fleet.server.banner import banner
 from dask_fleet.server.hosts import HostCheck
 from dask_fleet.server.http_protocol import FleetHTTPProtocol
+from dask_fleet.server.live import LiveRequests
 from dask_fleet.server.routes import all_routes
 from dask_fleet.server.signin import SignIn
-from dask_fleet.server.tokens import OPERATOR, TOKEN_FILE, ensure_tokens
+from dask_fleet.server.tokens import OPERATOR, TOKEN_FILE, TokenBook, ensure_tokens
 from dask_fleet.services.loader import load_manifest
 
 log = logging.getLogger(__name__)
@@ -119,14 +120,18 @@ async def _serve(settings: Settings, targets: list[str]) -> int:
 
         tokens = TokenAuthenticator(clock)
         tokens.load(records)
+        live = LiveRequests()
+        book = TokenBook(ledger, tokens, live)
         sign_in = SignIn(clock, is_valid=tokens.is_valid)
         app = FleetApp(
             controller,
-            routes=all_routes(controller, sign_in=sign_in, needs_agent=settings.agent),
+            routes=all_routes(controller, sign_in=sign_in, tokens=book, needs_agent=settings.agent),
             tokens=tokens,
             sign_in=sign_in,
             hosts=HostCheck(settings.allowed_hosts),
+            live=live,
         )
+        await stack.enter_async_context(_kept_current(book))
         if backend is not None:
             await stack.enter_async_context(_kept_alive(backend, controller))
         operator = next(record for record in records if record.token_id == OPERATOR)
@@ -256,6 +261,17 @@ async def _kept_alive(backend: Backend, controller: Controller) -> AsyncIterator
                     log.exception("no local agent could be started", extra={"action": "agent_not_started"})
 
     task = asyncio.create_task(watch(), name="agent-keeper")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def _kept_current(book: TokenBook) -> AsyncIterator[None]:
+    """Let tokens end when their time has come, with all that they have opened."""
+    task = asyncio.create_task(book.keep(), name="token-keeper")
     try:
         yield
     finally:

@@ -24,8 +24,10 @@ from dask_fleet.results.memory import MemoryResultStore
 from dask_fleet.server.app import FleetApp
 from dask_fleet.server.auth import Scope, TokenAuthenticator, digest, new_token
 from dask_fleet.server.hosts import HostCheck
+from dask_fleet.server.live import LiveRequests
 from dask_fleet.server.routes import all_routes
 from dask_fleet.server.signin import SignIn
+from dask_fleet.server.tokens import TokenBook
 
 VERSION = "v1"
 HOST = "127.0.0.1:8000"
@@ -83,6 +85,8 @@ class Rig:
             ledger=self.ledger, results=self.results, manifest=manifest, spool=spool, clock=self.clock
         )
         self.tokens = TokenAuthenticator(self.clock)
+        self.live = LiveRequests()
+        self.book = TokenBook(self.ledger, self.tokens, self.live)
         self.sign_in = SignIn(self.clock, is_valid=self.tokens.is_valid)
         self.records: list[TokenRecord] = []
         self.token = self.new_token("ann")
@@ -95,10 +99,11 @@ class Rig:
         await self.controller.start()
         self.app = FleetApp(
             self.controller,
-            routes=all_routes(self.controller, sign_in=self.sign_in, needs_agent=False),
+            routes=all_routes(self.controller, sign_in=self.sign_in, tokens=self.book, needs_agent=False),
             tokens=self.tokens,
             sign_in=self.sign_in,
             hosts=HostCheck(),
+            live=self.live,
         )
         self.http = self.client(self.token)
         return self
@@ -122,6 +127,7 @@ class Rig:
                 **times,
             )
         )
+        self.ledger._tokens[self.records[-1].token_id] = self.records[-1]  # the ledger is the truth for the book
         self.tokens.load(self.records)
         return token
 

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from tests.unit.server.rig import HOST, MANIFEST, Exchange, Rig, run
 from tests.unit.server.test_routes_jobs import ABSENT, problem
 
+from dask_fleet.server.auth import Scope
 from dask_fleet.server.openapi import openapi_document
 
 OPEN = {"/healthz", "/readyz"}
@@ -20,6 +21,7 @@ PAGES = [
     for path, operations in openapi_document(MANIFEST, version="0")["paths"].items()
     for method in operations
 ]
+OF_AN_OPERATOR = {(method, path) for method, path in PAGES if path.startswith("/v1/tokens")}
 OF_A_JOB = [(method, path) for method, path in PAGES if "{job_id}" in path]
 SUBMITTING = {("POST", "/v1/math/f"), ("DELETE", "/v1/jobs/{job_id}"), ("POST", "/v1/jobs/{job_id}:retry")}
 ALL_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "X"]
@@ -72,22 +74,30 @@ def test_lists_and_equal_calls_tell_nothing_of_another_tenant() -> None:
 def test_a_token_is_needed_and_a_scope_of_it(method: str, path: str) -> None:
     async def main() -> None:
         async with Rig() as rig:
-            target = path.format(job_id=await rig.submit(1))
+            target = path.format(job_id=await rig.submit(1), token_id="t0")
             nobody = rig.client(None)
-            expired = rig.client(rig.new_token("ann", expires_us=rig.clock.us))
+            every = frozenset(Scope)
+            expired = rig.client(rig.new_token("ann", scopes=every, expires_us=rig.clock.us))
+            revoked = rig.client(rig.new_token("ann", scopes=every, revoked_us=rig.clock.us))
             agent = rig.client(rig.new_token("agent", scopes=frozenset({"agent"})))
+            working = rig.client(rig.new_token("bob", scopes=frozenset({"read", "submit", "run_code"})))
             reader = rig.client(rig.new_token("bob", scopes=frozenset({"read"})))
             submitter = rig.client(rig.new_token("bob", scopes=frozenset({"submit"})))
             if path in OPEN:
                 assert (await nobody.request(method, target)).status_code == 200
                 return
             bodies = set()
-            for client in (nobody, expired, rig.client("fleet_" + "A" * 43)):
+            for client in (nobody, expired, revoked, rig.client("fleet_" + "A" * 43)):
                 answer = await client.request(method, target)
                 problem(answer, 401, "unauthorized")
                 assert answer.headers["www-authenticate"].startswith("Bearer")
                 bodies.add(answer.content)
             assert len(bodies) == 1
+            for address in ("?token=", "?wait=1&access_token=", "?x="):  # in histories and logs of proxies for ever
+                shown = await rig.http.request(method, f"{target}{address}{rig.token}")
+                assert shown.content in bodies
+            if (method, path) in OF_AN_OPERATOR:
+                problem(await working.request(method, target), 403, "forbidden")
             problem(await agent.request(method, target), 403, "forbidden")
             refused = reader if (method, path) in SUBMITTING else submitter
             problem(await refused.request(method, target), 403, "forbidden")
@@ -104,8 +114,8 @@ def test_every_other_page_needs_a_token_too(path: str) -> None:
     run(main())
 
 
-def session(rig: Rig) -> str:
-    principal = rig.tokens.authenticate_bearer(b"Bearer " + rig.token.encode())
+def session(rig: Rig, token: str = "") -> str:
+    principal = rig.tokens.authenticate_bearer(b"Bearer " + (token or rig.token).encode())
     return rig.sign_in.redeem(rig.sign_in.new_code(principal))
 
 
@@ -120,10 +130,11 @@ def test_a_cookie_changes_nothing_from_another_site(method: str, path: str) -> N
     async def main() -> None:
         async with Rig() as rig:
             job_id = await rig.submit(1)
-            target = path.format(job_id=job_id)
-            before = await rig.ledger.events(1)
+            target = path.format(job_id=job_id, token_id="t0")
+            before, tokens = await rig.ledger.events(1), await rig.ledger.tokens()
+            admin = rig.new_token("ann", scopes=frozenset({"admin"}))
             for extra in ([], [("sec-fetch-site", "cross-site")], [("origin", "http://evil.example")]):
-                headers = [("host", HOST), ("cookie", f"fleet_session={session(rig)}"), *extra]
+                headers = [("host", HOST), ("cookie", f"fleet_session={session(rig, admin)}"), *extra]
                 async with Exchange(rig.app, method, target, headers=headers, body=[b'{"n":2}']) as exchange:
                     if method == "GET" and path.endswith("/events"):
                         await exchange.contains(b"accepted")
@@ -134,6 +145,8 @@ def test_a_cookie_changes_nothing_from_another_site(method: str, path: str) -> N
                 else:
                     assert exchange.status == 403, (method, path, exchange.status)
             assert await rig.ledger.events(1) == before
+            assert len(await rig.ledger.tokens()) == len(tokens) + 1
+            assert not any(one.revoked_us for one in await rig.ledger.tokens())
             assert len((await rig.http.get("/v1/jobs")).json()["jobs"]) == 1
 
     run(main())
@@ -166,7 +179,7 @@ def test_what_a_page_does_not_take_it_refuses_with_what_it_takes(method: str, pa
 
     async def main() -> None:
         async with Rig() as rig:
-            answer = await rig.http.request(method, path.format(job_id=ABSENT))
+            answer = await rig.http.request(method, path.format(job_id=ABSENT, token_id="none"))
             if method in taken:
                 assert answer.status_code != 405
             elif method == "OPTIONS":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dask_fleet.model.errors import BadRequest
+from dask_fleet.server.auth import new_token
 from dask_fleet.server.options import CallOptions, parse_options
 
 NOW = 1_700_000_000_000_000
@@ -37,6 +38,15 @@ def test_prefer_wait(text: str, wait_s: int) -> None:
     got = options(("prefer", text))
     assert got.wait_s == wait_s
     assert got.preference_applied == (f"wait={wait_s}".encode() if wait_s else None)
+
+
+def test_a_token_beside_a_call_is_refused_before_it_is_kept() -> None:
+    token = new_token()
+    for name, value in (("idempotency-key", f"k-{token}"), ("fleet-tags", f"nightly, {token}")):
+        with pytest.raises(BadRequest, match="revoke") as caught:
+            options((name, value))
+        assert token not in caught.value.detail
+    assert options(("fleet-tags", "fleet_night")).tags == ("fleet_night",)
 
 
 def test_prefer_may_come_in_several_headers() -> None:

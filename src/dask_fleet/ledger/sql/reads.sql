@@ -30,6 +30,9 @@ SELECT count(*) FROM jobs INDEXED BY jobs_by_state WHERE state = ?;
 -- tokens: All of them.
 SELECT token_id, digest, user, tenant, scopes, created_us, expires_us, revoked_us FROM tokens ORDER BY token_id;
 
+-- token: One of them.
+SELECT token_id, digest, user, tenant, scopes, created_us, expires_us, revoked_us FROM tokens WHERE token_id = ?;
+
 -- meta: One fact about the ledger.
 SELECT value FROM meta WHERE key = ?;
 

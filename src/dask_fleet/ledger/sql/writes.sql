@@ -63,3 +63,6 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 
 -- set_meta: Remember a fact about the ledger.
 INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?);
+
+-- revoke_token: Once and for all.
+UPDATE tokens SET revoked_us = ? WHERE token_id = ? AND revoked_us IS NULL;

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from dask_fleet.model.jobs import JobFilter, JobRecord, StoredResult, TokenRecord
 from dask_fleet.model.states import RunEvent, RunState
 from dask_fleet.plugins.ledger import Ledger
@@ -123,3 +125,14 @@ class RetentionScenarios(LedgerMaker):
                               scopes=one.scopes, created_us=5, revoked_us=7)
         await ledger.put_token(revoked)
         assert sorted(await ledger.tokens(), key=lambda token: token.token_id) == [revoked, two]
+
+    @scenario
+    async def test_a_token_is_revoked_once(self, ledger: Ledger, clock: ManualClock) -> None:
+        one = TokenRecord(token_id="t1", digest=b"\x00" * 32, user="ada", tenant="default",  # noqa: S106 - an id
+                          scopes=frozenset({"read"}), created_us=clock.now_us())
+        await ledger.put_token(one)
+        revoked = await ledger.revoke_token("t1", at_us=clock.now_us() + 5)
+        assert revoked == replace(one, revoked_us=clock.now_us() + 5)
+        assert await ledger.revoke_token("t1", at_us=clock.now_us() + 9) == revoked
+        assert await ledger.revoke_token("t2", at_us=clock.now_us()) is None
+        assert await ledger.tokens() == [revoked]
