@@ -27,6 +27,8 @@ class HeldAttempt(msgspec.Struct, gc=False):
     endpoint: Endpoint = ("", "")
     short: bool = False
     """Whether its endpoint was known to take little then."""
+    alone: bool = False
+    """A suspect, which has a worker process for itself."""
     alongside: int = 1
     """How many the agent held then, this one included."""
     progress: Progress | None = None
@@ -50,11 +52,20 @@ class AgentHandle:
         self.home = agent_home(agent_id)
         """Names its data folder: agents with one home never live at the same time."""
         self.slots = 0
+        self.nworkers = 1
+        """Worker processes: as many suspects can run at once."""
+        self.nthreads = 1
+        """Slots of each."""
         self.versions: dict[str, str] = {}
         self.problems: dict[str, str] = {}
         self._held: dict[AttemptKey, HeldAttempt] = {}
         self._not_short = 0
+        self._alone = 0
         self.reserved = 0
+        self.reserved_alone = 0
+        """Of the reserved slots, those for suspects."""
+        self.lost = False
+        """It is given up: whatever it may still hold is run again elsewhere."""
         self.window = Window()
         self.pid = 0
         self.connected_since_us: int | None = None
@@ -75,20 +86,40 @@ class AgentHandle:
         self.drop((attempt.seq, attempt.attempt))
         self._held[attempt.seq, attempt.attempt] = attempt
         self._not_short += not attempt.short
+        self._alone += attempt.alone
 
     def drop(self, key: AttemptKey) -> HeldAttempt | None:
         """Note that it holds an attempt no more; return what was known of it."""
         attempt = self._held.pop(key, None)
         if attempt is not None:
             self._not_short -= not attempt.short
+            self._alone -= attempt.alone
         return attempt
+
+    def reserve(self, *, alone: bool = False) -> None:
+        """Set a slot aside for a run that is being claimed."""
+        self.reserved += 1
+        self.reserved_alone += alone
+
+    def unreserve(self, *, alone: bool = False) -> None:
+        """The claim has ended, one way or the other."""
+        self.reserved -= 1
+        self.reserved_alone -= alone
 
     @property
     def free(self) -> int:
         """Slots that nothing uses; negative while work is given ahead."""
         if self._send is None:
             return 0
-        return self.slots - len(self._held) - self.reserved
+        free = self.slots - len(self._held) - self.reserved
+        if self._alone or self.reserved_alone:
+            free -= (self._alone + self.reserved_alone) * (self.nthreads - 1)  # a suspect takes its whole process
+        return free
+
+    @property
+    def takes_suspect(self) -> bool:
+        """Whether a suspect may be given to it now: a worker process for each of them, and nothing ahead."""
+        return self._alone + self.reserved_alone < self.nworkers and self.free > 0
 
     @property
     def takes_more(self) -> bool:
@@ -109,7 +140,7 @@ class AgentHandle:
 
     def can_run(self, lane: Lane) -> bool:
         """Whether its workers have loaded that service at that version."""
-        return self.versions.get(lane[0]) == lane[1]
+        return self.versions.get(lane.service) == lane.version
 
     def connect(self, send: Send, *, now_us: int) -> None:
         """A websocket of it is there."""
@@ -162,7 +193,8 @@ class Agents:
         """Return the agent with the most free slots that can run this lane, or ``None`` if none takes more."""
         best: AgentHandle | None = None
         for handle in self._by_id.values():
-            if handle.takes_more and handle.can_run(lane) and (best is None or handle.free > best.free):
+            takes = handle.takes_suspect if lane.alone else handle.takes_more
+            if takes and handle.can_run(lane) and (best is None or handle.free > best.free):
                 best = handle
         return best
 

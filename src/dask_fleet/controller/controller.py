@@ -15,6 +15,7 @@ from dask_fleet.controller.agents import AgentHandle, Agents
 from dask_fleet.controller.alarms import Alarms
 from dask_fleet.controller.changes import Changes, Subscription
 from dask_fleet.controller.dispatcher import Dispatcher
+from dask_fleet.controller.fair_queue import Lane
 from dask_fleet.controller.outcomes import Outcomes
 from dask_fleet.controller.recent import RecentJob, RecentJobs
 from dask_fleet.controller.retention import sweep_forever
@@ -45,7 +46,6 @@ class Controller:
         manifest: Manifest,
         spool: Path,
         max_queued: int = 100_000,
-        orphan_timeout_s: float = 60.0,
         row_retention_s: float = 90 * 86_400.0,
         clock: Clock | None = None,
     ) -> None:
@@ -86,7 +86,7 @@ class Controller:
             changes=self._changes,
             clock=self.clock,
             spawn=self._spawn,
-            orphan_timeout_s=orphan_timeout_s,
+            ledger=ledger,
             ledger_id=lambda: ledger.ledger_id,
             targets=[service.target for service in manifest.services],
             versions=self.versions,
@@ -109,6 +109,8 @@ class Controller:
                     running += 1
             if len(page) < _RECOVERY_PAGE:
                 break
+        await self.sessions.take_up()
+        self._spawn(self.sessions.leases.keep_forever(), "leases")
         if queued or running:
             log.info("taken up", extra={"action": "recovered", "queued": queued, "running": running})
         self._spawn(
@@ -139,7 +141,6 @@ class Controller:
         """Stop all tasks; what was not recorded is taken up again at the next start."""
         self._dispatcher.paused = True
         self._alarms.close()
-        self.sessions.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -190,8 +191,9 @@ class Controller:
             del self._accepting[key]
 
     async def _accept(self, new: NewRun) -> Accepted:
-        lane = (new.service, new.version)
-        handle = None if self._dispatcher.is_too_late(new.deadline_us) else self._dispatcher.reserve(lane)
+        lane = Lane(new.service, new.version)
+        too_late = self._dispatcher.is_too_late(new.deadline_us)
+        handle = None if too_late else self._dispatcher.reserve(lane, (new.tenant, new.user))
         if handle is None and len(self._dispatcher.queue) >= self._max_queued:
             known = None if new.refresh or new.tags or new.idempotency_key else await self.ledger.get(new.job_id)
             if known is not None and known.state is RunState.SUCCEEDED and await self.result(known) is not None:
@@ -262,7 +264,7 @@ class Controller:
             raise Conflict(
                 "the job succeeded; POST its request with ?refresh=true to compute it again", job_status="succeeded"
             )
-        handle = self._dispatcher.reserve((job.service, job.version))
+        handle = self._dispatcher.reserve(Lane(job.service, job.version), (job.tenant, by))
         try:
             accepted = await self.ledger.reopen(job.seq, by=by, claim_for=handle.agent_id if handle else None)
         except BaseException:
@@ -385,18 +387,19 @@ class Controller:
         """Whether requests are accepted and, if asked, some agent can run every service."""
         if self.draining:
             return False
-        lanes = list(self.versions.items())
+        lanes = [Lane(*item) for item in self.versions.items()]
         return not needs_agent or any(
             handle.connected and handle.slots > 0 and all(handle.can_run(lane) for lane in lanes) for handle in self.agents
         )
 
-    def status(self) -> dict[str, Any]:
-        """Return what ``GET /v1/status`` shows."""
+    def status(self, *, tenant: str | None = None) -> dict[str, Any]:
+        """Return what ``GET /v1/status`` shows; of users only those of `tenant`, unless it is ``None``."""
         return {
             "queued": len(self._dispatcher.by_seq) - self.running,
             "running": self.running,
             "draining": self.draining,
             "stale_outcomes": self._outcomes.stale,
+            "paused": self._paused(tenant),
             "agents": [
                 {
                     "agent": handle.agent_id,
@@ -411,6 +414,14 @@ class Controller:
                 for handle in self.agents
             ],
         }
+
+    def _paused(self, tenant: str | None) -> list[dict[str, Any]]:
+        now, now_us = self.clock.monotonic(), self.clock.now_us()
+        return [
+            {"user": user, "until_us": now_us + int((pause.until - now) * 1e6), "why": pause.why}
+            for (whose, user), pause in self._dispatcher.breaker.pauses.items()
+            if tenant in {None, whose}
+        ]
 
     # ------------------------------------------------------------------ tasks
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dask_fleet.model.failure import Cause, Failure
+from dask_fleet.model.failure import Blame, Cause, Failure
 from dask_fleet.model.jobs import AttemptEnd, JobRecord, StoredResult
 from dask_fleet.model.states import AttemptState, RunEvent
 
 INFRASTRUCTURE_RETRIES = 3
-"""How often a run survives the loss of its worker or agent: not the function's fault, so not its ``retries``."""
+"""How often a run survives the loss of its agent, or a result store that refuses: not the function's fault, so not its
+``retries``."""
+
+DEATH_RETRIES = 1
+"""How often a run is tried again after a death of its worker process that it is charged with; those by the memory limit are
+counted apart, to as many."""
+
+LOSSES = 20
+"""How many deaths that nobody is charged with a run survives: each may be somebody else's fault, but not for ever."""
 
 EXCEPTION_BACKOFF_S = (1.0, 60.0)
 """First and longest wait before a function that raised is called again: what it calls may need to recover."""
@@ -45,17 +53,21 @@ def after_attempt(
     result: StoredResult | None,
     now_us: int,
     jitter: float,
+    blame: Blame = Blame.NONE,
 ) -> AttemptEnd:
     """Return the change that the end of `attempt` makes to the current run of `job`.
 
     * A success stands, also when a cancel was asked for meanwhile: the work is done.
     * A wish to cancel turns every other end into ``cancelled``.
-    * An exception is tried again as often as the endpoint's ``retries`` allow, a lost worker or agent
-      ``INFRASTRUCTURE_RETRIES`` times; a time-out, invalid parameters and an unusable result never.
+    * An exception is tried again as often as the endpoint's ``retries`` allow, a lost agent ``INFRASTRUCTURE_RETRIES``
+      times; a time-out, invalid parameters and an unusable result never.
+    * The death of a worker process is charged only to an attempt that was alone in it, and the second such death ends the
+      run. If others died with it all are suspects, which run alone from then on, charged with nothing.
     * What an agent gives back is queued again and charged to nobody.
     * A retry that could only begin after the deadline is not made.
     """
     exceptions, faults, not_before_us = False, False, 0
+    death, memory_kill, loss, suspect = False, False, False, False
     if state is AttemptState.SUCCEEDED:
         event = RunEvent.SUCCEED
     elif job.cancel_requested_by is not None:
@@ -67,7 +79,17 @@ def after_attempt(
         failure = failure or Failure(cause=Cause.AGENT_LOST, message="the attempt was given up by its agent")
         event = RunEvent.FAIL
         wait_s = 0.0
-        if state is AttemptState.LOST or failure.cause.is_infrastructure:
+        if failure.cause.is_death:
+            alone = blame is Blame.ALONE
+            memory_kill = alone and failure.cause is Cause.MEMORY_LIMIT
+            death, loss, suspect = alone, not alone, blame is not Blame.NONE
+            if alone:
+                used, most = (job.memory_kills if memory_kill else job.deaths - job.memory_kills), DEATH_RETRIES
+            else:
+                used, most = job.losses, LOSSES
+            if used < most:
+                event, wait_s = RunEvent.REQUEUE, backoff_s(used, FAULT_BACKOFF_S, jitter=jitter)
+        elif state is AttemptState.LOST or failure.cause.is_infrastructure:
             faults = True
             if job.faults < INFRASTRUCTURE_RETRIES:
                 event, wait_s = RunEvent.REQUEUE, backoff_s(job.faults, FAULT_BACKOFF_S, jitter=jitter)
@@ -92,4 +114,8 @@ def after_attempt(
         not_before_us=not_before_us,
         counts_as_exception=exceptions,
         counts_as_fault=faults,
+        counts_as_death=death,
+        counts_as_memory_kill=memory_kill,
+        counts_as_loss=loss,
+        makes_suspect=suspect,
     )

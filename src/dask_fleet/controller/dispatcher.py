@@ -9,8 +9,9 @@ from typing import Any
 
 from dask_fleet.controller.agents import AgentHandle, Agents, HeldAttempt
 from dask_fleet.controller.alarms import Alarms
+from dask_fleet.controller.breaker import PAUSE_S, Breaker
 from dask_fleet.controller.changes import Changes
-from dask_fleet.controller.fair_queue import FairQueue, Lane, QueuedRun
+from dask_fleet.controller.fair_queue import FairQueue, Lane, Owner, QueuedRun
 from dask_fleet.model.errors import LedgerUnavailable
 from dask_fleet.model.jobs import JobRecord
 from dask_fleet.model.states import RunState
@@ -24,6 +25,11 @@ Spawn = Callable[[Coroutine[Any, Any, None], str], None]
 """Runs a coroutine as a named task that is awaited at shutdown."""
 
 _LEDGER_RETRY_US = 500_000
+_UNFORESEEN_RETRY_US = 5_000_000
+
+
+def _ignore(_handle: AgentHandle) -> None:
+    pass
 
 
 class Dispatcher:
@@ -46,6 +52,9 @@ class Dispatcher:
         self.by_seq: dict[int, JobRecord] = {}
         self.paused = False
         """While draining: nothing new is started."""
+        self.breaker = Breaker()
+        self.on_claimed_for_lost: Callable[[AgentHandle], None] = _ignore
+        """Called when an attempt was claimed for an agent that was given up while the claim was being written."""
 
     # ------------------------------------------------------------------ the books
 
@@ -62,23 +71,27 @@ class Dispatcher:
 
     # ------------------------------------------------------------------ slots
 
-    def reserve(self, lane: Lane) -> AgentHandle | None:
-        """Take a slot for a run that is being accepted, unless queued runs of its lane come first."""
+    def reserve(self, lane: Lane, owner: Owner) -> AgentHandle | None:
+        """Take a slot for a run that is being accepted, unless queued runs of its lane come first or its user is paused."""
         if self.paused or (len(self.queue) and lane in self.queue.lanes()):
+            return None
+        if self.breaker.pauses and owner in self.breaker.pauses:
             return None
         handle = self._agents.choose(lane)
         if handle is not None:
             handle.reserved += 1
         return handle
 
-    def release(self, handle: AgentHandle) -> None:
+    def release(self, handle: AgentHandle, *, alone: bool = False) -> None:
         """Give a reserved slot back."""
-        handle.reserved -= 1
+        handle.unreserve(alone=alone)
         self.pump()
 
     def start(self, handle: AgentHandle, job: JobRecord) -> None:
         """Turn a reserved slot into a held attempt (it is durable already) and tell the agent to run it."""
         handle.reserved -= 1
+        if job.suspect:
+            handle.reserved_alone -= 1
         endpoint = (job.service, job.endpoint)
         handle.hold(
             HeldAttempt(
@@ -88,10 +101,13 @@ class Dispatcher:
                 since=self._clock.monotonic(),
                 endpoint=endpoint,
                 short=handle.window.is_short(endpoint),
+                alone=job.suspect,
                 alongside=len(handle.held) + 1,
             )
         )
         self.track(job)
+        if handle.lost:  # while the claim was written
+            self.on_claimed_for_lost(handle)
         handle.send(start_frame(job))
         if job.cancel_requested_by is not None:
             handle.send(Cancel(job.seq, job.run, job.attempt))
@@ -126,7 +142,7 @@ class Dispatcher:
                 continue
             handle = self._agents.choose(entry.lane)
             assert handle is not None, "pop asked whether there is a slot"
-            handle.reserved += 1
+            handle.reserve(alone=entry.lane.alone)
             self._spawn(self._claim(entry, handle), f"claim-{entry.seq}")
 
     def _push(self, job: JobRecord) -> None:
@@ -134,29 +150,37 @@ class Dispatcher:
             QueuedRun(
                 seq=job.seq,
                 run=job.run,
-                lane=(job.service, job.version),
+                lane=Lane(job.service, job.version, job.suspect),
                 user=job.opened_by or job.user,
                 priority=job.priority,
+                tenant=job.tenant,
             )
         )
 
     async def _claim(self, entry: QueuedRun, handle: AgentHandle) -> None:
+        alone = entry.lane.alone
         try:
             job = await self._ledger.claim(entry.seq, entry.run, agent=handle.agent_id)
         except LedgerUnavailable:
             log.warning("claim postponed", extra={"action": "claim_postponed", "seq": entry.seq})
-            handle.reserved -= 1
-            self._alarms.at(self._clock.now_us() + _LEDGER_RETRY_US, lambda: self._due(entry.seq, entry.run))
+            handle.unreserve(alone=alone)
+            self._alarms.at(self._clock.now_us() + _LEDGER_RETRY_US, partial(self._due, entry.seq, entry.run))
+            return
+        except Exception:
+            # Nobody foresaw it, but the run must not fall out of the line: its turn comes again, and the log says why.
+            log.exception("claim failed", extra={"action": "claim_failed", "seq": entry.seq})
+            handle.unreserve(alone=alone)
+            self._alarms.at(self._clock.now_us() + _UNFORESEEN_RETRY_US, partial(self._due, entry.seq, entry.run))
             return
         except BaseException:
-            self.release(handle)
+            handle.unreserve(alone=alone)
             raise
         if job is None:
             # Cancelled or expired between pop and claim; or the clock went backwards over its back-off.
             waiting = self.by_seq.get(entry.seq)
             if waiting is not None and waiting.run == entry.run and waiting.state is RunState.QUEUED:
-                self._alarms.at(self._clock.now_us() + _LEDGER_RETRY_US, lambda: self._due(entry.seq, entry.run))
-            self.release(handle)
+                self._alarms.at(self._clock.now_us() + _LEDGER_RETRY_US, partial(self._due, entry.seq, entry.run))
+            self.release(handle, alone=alone)
             return
         self.start(handle, job)
 
@@ -175,13 +199,40 @@ class Dispatcher:
         try:
             ended = await self._ledger.expire(job.seq, job.run)
         except LedgerUnavailable:
-            self._alarms.at(self._clock.now_us() + _LEDGER_RETRY_US, lambda: self._deadline(job.seq, job.run))
+            self._alarms.at(self._clock.now_us() + _LEDGER_RETRY_US, partial(self._deadline, job.seq, job.run))
+            return
+        except Exception:
+            log.exception("expiry failed", extra={"action": "expiry_failed", "seq": job.seq})
+            self._alarms.at(self._clock.now_us() + _UNFORESEEN_RETRY_US, partial(self._deadline, job.seq, job.run))
             return
         if ended is not None:
             self.untrack(ended)
             self._changes.publish(ended)
         else:  # it has begun or ended; or the clock went backwards over its deadline, and it must not fall out of the line
             self._alarms.at(self._clock.now_us() + _LEDGER_RETRY_US, partial(self._due, job.seq, job.run))
+
+    # ------------------------------------------------------------------ users who kill processes
+
+    def judge(self, owner: Owner) -> None:
+        """Pause a user whose jobs have killed too many worker processes; it ends by itself."""
+        pause = self.breaker.judge(owner, self._clock.monotonic())
+        if pause is None:
+            return
+        tenant, user = owner
+        log.warning(
+            "user %s paused: %s", user, pause.why,
+            extra={"action": "user_paused", "tenant": tenant, "user": user, "for_s": PAUSE_S},
+        )
+        self.queue.pause(owner)
+        self._alarms.at(self._clock.now_us() + int(PAUSE_S * 1e6), self._resume)
+
+    def _resume(self) -> None:
+        for owner in self.breaker.resume(self._clock.monotonic()):
+            log.info("user %s goes on", owner[1], extra={"action": "user_resumed", "tenant": owner[0], "user": owner[1]})
+            self.queue.resume(owner)
+        if self.breaker.pauses:  # the clock of the alarms may have jumped
+            self._alarms.at(self._clock.now_us() + _LEDGER_RETRY_US, self._resume)
+        self.pump()
 
     # ------------------------------------------------------------------ why a run waits
 
@@ -194,7 +245,11 @@ class Dispatcher:
         wait_us = job.not_before_us - self._clock.now_us()
         if wait_us > 0:
             return f"its next attempt, in {wait_us / 1e6:.1f} s (back-off)"
-        lane = (job.service, job.version)
+        pause = self.breaker.pauses.get((job.tenant, job.opened_by or job.user))
+        if pause is not None:
+            left_s = max(pause.until - self._clock.monotonic(), 0.0)
+            return f"the end of a pause of its user, in {left_s:.0f} s: {pause.why}"
+        lane = Lane(job.service, job.version, job.suspect)
         connected = [handle for handle in self._agents if handle.connected]
         if not connected:
             return "an agent: none is connected"
@@ -208,6 +263,11 @@ class Dispatcher:
                     " (restart the server with the version you want, or cancel the job and ask again)"
                 )
             return f"an agent that has loaded {job.service!r}" + (f": {problems}" if problems else " (workers are starting)")
+        if job.suspect:
+            return (
+                "a worker process for itself: it was in one that died, so nothing else may run beside it;"
+                f" the agents have {sum(handle.nworkers for handle in able)} worker processes"
+            )
         ahead = max(0, len(self.queue) - 1)
         slots = sum(handle.slots for handle in able)
         return f"a slot: all {slots} are busy" + (f", {ahead} other jobs wait too" if ahead else "")
@@ -226,4 +286,5 @@ def start_frame(job: JobRecord) -> Start:
         params=job.params,
         timeout_s=job.policy.timeout_s,
         max_result_bytes=job.policy.max_result_bytes,
+        alone=job.suspect,
     )

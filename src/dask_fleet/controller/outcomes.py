@@ -153,10 +153,17 @@ class Outcomes:
             result=result,
             now_us=self._clock.now_us(),
             jitter=random.random(),
+            blame=outcome.blame,
         )
+        accused = end.counts_as_death or end.makes_suspect
+        owner = (job.tenant, job.opened_by or job.user)
+        if accused:
+            self._dispatcher.breaker.died((job.agent or "", outcome.worker), owner, self._clock.monotonic())
         ended = await self._write(end)
         if ended is None:
             return None
+        if accused:  # after the write: by now all that died with it have been noted
+            self._dispatcher.judge(owner)
         if ended.state is RunState.QUEUED:
             self._dispatcher.enqueue(ended)
             self._dispatcher.pump()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 
-from dask_fleet.controller.agents import AgentHandle, Agents, HeldAttempt, Send, agent_home
+from dask_fleet.controller.agents import AgentHandle, Agents, AttemptKey, HeldAttempt, Send, agent_home
 from dask_fleet.controller.changes import Changes
 from dask_fleet.controller.dispatcher import Dispatcher, Spawn, start_frame
+from dask_fleet.controller.leases import LeaseKeeper
 from dask_fleet.controller.outcomes import Outcomes
 from dask_fleet.model.errors import ProtocolError
 from dask_fleet.model.jobs import JobRecord
+from dask_fleet.model.leases import LEASE_S
 from dask_fleet.model.states import RunState
 from dask_fleet.plugins.clock import Clock
+from dask_fleet.plugins.ledger import Ledger
 from dask_fleet.protocol.frames import (
     HEARTBEAT_S,
     PROTOCOL_VERSION,
@@ -31,12 +33,6 @@ from dask_fleet.protocol.frames import (
 
 log = logging.getLogger(__name__)
 
-GRACE_S = 5.0
-"""Beyond the agent's own orphan time-out: it has surely killed its workers when we run their attempts again."""
-
-_CLAIM_RECHECK_S = 0.1
-"""Longer than a commit: after that, a claim that was under way for an agent now dead can be seen."""
-
 
 class Sessions:
     """The server's side of the protocol with agents."""
@@ -50,7 +46,7 @@ class Sessions:
         changes: Changes,
         clock: Clock,
         spawn: Spawn,
-        orphan_timeout_s: float,
+        ledger: Ledger,
         ledger_id: Callable[[], str],
         targets: list[str],
         versions: dict[str, str],
@@ -61,11 +57,13 @@ class Sessions:
         self._changes = changes
         self._clock = clock
         self._spawn = spawn
-        self._lost_after_s = orphan_timeout_s + GRACE_S
+        self.leases = LeaseKeeper(ledger, clock, lapsed=self._lease_lapsed)
         self._ledger_id = ledger_id
         self._targets = targets
         self._versions = versions
-        self._deadlines: dict[str, asyncio.TimerHandle] = {}
+        self._losing: set[AttemptKey] = set()
+        """Attempts whose loss is being written: an agent that comes back meanwhile must not go on with them."""
+        dispatcher.on_claimed_for_lost = self._lose_late_claims
 
     # ------------------------------------------------------------------ coming
 
@@ -88,20 +86,23 @@ class Sessions:
         handle = self._agents.ensure(hello.agent, hello.name)
         handle.slots = hello.slots
         handle.pid = hello.pid
+        handle.nworkers, handle.nthreads = max(hello.nworkers, 1), max(hello.nthreads, 1)
         handle.versions = {}  # it will say so when its workers are ready
-        self._cancel_deadline(handle)
         handle.connect(send, now_us=self._clock.now_us())
+        self.leases.expect(hello.agent, name=hello.name, pool=hello.pool)
+        self.leases.heard(hello.agent)
         log.info("agent connected", extra={"action": "agent_connected", "agent": hello.agent, "slots": hello.slots})
         ledger_id = self._ledger_id()
-        handle.send(Welcome(ledger_id, self._targets, self._versions))
+        handle.send(Welcome(ledger_id, self._targets, self._versions, LEASE_S))
         says = {(ref.seq, ref.attempt) for ref in hello.held} if hello.ledger_id in {"", ledger_id} else set()
         for ref in hello.held if says else ():
             job = self._dispatcher.by_seq.get(ref.seq)
-            if job is None or job.attempt != ref.attempt or job.state is not RunState.RUNNING:
+            key = (ref.seq, ref.attempt)
+            if job is None or job.attempt != ref.attempt or job.state is not RunState.RUNNING or key in self._losing:
                 handle.send(Cancel(ref.seq, ref.run, ref.attempt, 0.0))  # a zombie: its outcome will be refused
-            elif (ref.seq, ref.attempt) not in handle.held and agent_home(job.agent or "") == handle.home:
+            elif key not in handle.held and agent_home(job.agent or "") == handle.home:
                 # Its own, or its predecessor's: what that one had spooled, this one delivers, or it is lost with this one.
-                handle.hold(HeldAttempt(seq=ref.seq, run=ref.run, attempt=ref.attempt))
+                handle.hold(HeldAttempt(seq=ref.seq, run=ref.run, attempt=ref.attempt, alone=job.suspect))
         for key, held in list(handle.held.items()):
             job = self._dispatcher.by_seq.get(held.seq)
             if job is None or job.attempt != held.attempt:
@@ -114,23 +115,33 @@ class Sessions:
             # One agent of a home lives at a time (it locks its folder), so an unconnected one of the same is dead. What it
             # spooled, its successor has listed as held and delivers: those attempts are not lost.
             if other is not handle and other.home == handle.home and not other.connected:
-                self._cancel_deadline(other)
+                self._spawn(self.leases.release(other.agent_id), f"release-{other.agent_id}")
                 self._lose_all(other, "its agent died", spared=says)
         return handle
 
     def adopt_from_ledger(self, job: JobRecord) -> None:
         """At start: a running attempt of an agent that will reconnect, or be found lost."""
         assert job.agent is not None
-        handle = self._agents.ensure(job.agent, agent_home(job.agent))
-        handle.hold(HeldAttempt(seq=job.seq, run=job.run, attempt=job.attempt))
+        home = agent_home(job.agent)
+        handle = self._agents.ensure(job.agent, home)
+        handle.hold(HeldAttempt(seq=job.seq, run=job.run, attempt=job.attempt, alone=job.suspect))
         self._dispatcher.track(job)
-        if job.agent not in self._deadlines:
-            self._arm_deadline(handle)
+
+    async def take_up(self) -> None:
+        """At start, after all running attempts were adopted: whom they are expected from, and for how long."""
+        ended = await self.leases.take_up()
+        for handle in self._agents:
+            if handle.agent_id in ended:
+                # The server died between the end of the lease and the loss of what the agent held.
+                self._lose_all(handle, "its agent's lease had lapsed", spared=set())
+            else:
+                self.leases.expect(handle.agent_id, name=handle.name, pool="default")
 
     # ------------------------------------------------------------------ talking
 
     def receive(self, handle: AgentHandle, frames: list[AgentFrame]) -> None:
         """Take frames of an agent, in order; none of them may block the loop."""
+        self.leases.heard(handle.agent_id)
         for frame in frames:
             match frame:
                 case Outcome():
@@ -171,52 +182,48 @@ class Sessions:
     # ------------------------------------------------------------------ going
 
     def detach(self, handle: AgentHandle, send: Send) -> None:
-        """The websocket is gone. The agent goes on running what it holds for its orphan time-out."""
+        """The websocket is gone. The agent goes on running what it holds, until its lease lapses or it comes back."""
         if not handle.is_reached_by(send):
-            return  # it has reconnected meanwhile
+            return  # it has reconnected meanwhile, or was given up
         handle.disconnect()
         log.warning(
             "agent disconnected", extra={"action": "agent_disconnected", "agent": handle.agent_id, "held": len(handle.held)}
         )
         if any(other.connected and other.home == handle.home for other in self._agents):
             # Its successor was here before its own end was seen: it is dead, nobody need wait for it.
+            self._spawn(self.leases.release(handle.agent_id), f"release-{handle.agent_id}")
             self._lose_all(handle, "its agent died", spared=set())
-        else:
-            self._arm_deadline(handle)
 
-    def close(self) -> None:
-        """Stop all timers."""
-        for timer in self._deadlines.values():
-            timer.cancel()
-        self._deadlines.clear()
+    def _lease_lapsed(self, agent_id: str) -> None:
+        handle = self._agents.get(agent_id)
+        if handle is not None:
+            # If it was only stopped, it finds its connection closed, connects again, and is told to end what it holds.
+            handle.disconnect()
+            self._lose_all(handle, f"its agent was not heard of for {LEASE_S:.0f} s", spared=set())
 
-    def _arm_deadline(self, handle: AgentHandle) -> None:
-        self._cancel_deadline(handle)
-        timer = asyncio.get_running_loop().call_later(self._lost_after_s, self._gone, handle)
-        self._deadlines[handle.agent_id] = timer
-
-    def _cancel_deadline(self, handle: AgentHandle) -> None:
-        timer = self._deadlines.pop(handle.agent_id, None)
-        if timer is not None:
-            timer.cancel()
-
-    def _gone(self, handle: AgentHandle) -> None:
-        self._deadlines.pop(handle.agent_id, None)
-        if not handle.connected:
-            self._lose_all(handle, f"its agent did not come back within {self._lost_after_s:.0f} s", spared=set())
-
-    def _lose_all(self, handle: AgentHandle, message: str, *, spared: set[tuple[int, int]]) -> None:
+    def _lose_all(self, handle: AgentHandle, message: str, *, spared: set[AttemptKey]) -> None:
         log.warning("agent lost", extra={"action": "agent_lost", "agent": handle.agent_id, "held": len(handle.held)})
+        handle.lost = True
+        self._agents.forget(handle)
         for key, held in list(handle.held.items()):
-            if key not in spared:
-                self._spawn(
-                    self._outcomes.lose(handle, held.seq, held.run, held.attempt, message), f"lose-{held.seq}-{held.attempt}"
-                )
-            else:
+            if key in spared:
                 handle.drop(key)  # its successor's now
-        if handle.reserved:
-            # A claim for it is on its way into the ledger; what comes of it is lost too, so look again.
-            loop = asyncio.get_running_loop()
-            self._deadlines[handle.agent_id] = loop.call_later(_CLAIM_RECHECK_S, self._gone, handle)
-        else:
-            self._agents.forget(handle)
+            else:
+                self._lose(handle, held, message)
+
+    def _lose_late_claims(self, handle: AgentHandle) -> None:
+        """A claim for an agent was on its way into the ledger when the agent was given up: what came of it is lost too."""
+        for held in list(handle.held.values()):
+            self._lose(handle, held, "its agent was lost while the attempt was being claimed")
+
+    def _lose(self, handle: AgentHandle, held: HeldAttempt, message: str) -> None:
+        key = (held.seq, held.attempt)
+        if key not in self._losing:
+            self._losing.add(key)
+            self._spawn(self._write_loss(handle, held, message), f"lose-{held.seq}-{held.attempt}")
+
+    async def _write_loss(self, handle: AgentHandle, held: HeldAttempt, message: str) -> None:
+        try:
+            await self._outcomes.lose(handle, held.seq, held.run, held.attempt, message)
+        finally:
+            self._losing.discard((held.seq, held.attempt))

@@ -84,6 +84,11 @@ async def serve_agent(controller: Controller, receive: Receive, send: SendMessag
                 data = await _receive_bytes(receive)
             if data is None:
                 return
+            if not handle.is_reached_by(put):
+                # Its lease has lapsed meanwhile. It connects again, says what it holds, and learns what of that is void.
+                log.warning("agent fenced", extra={"action": "stale_epoch", "agent": handle.agent_id})
+                await _close(send, _GOING_AWAY, "the lease has lapsed: connect again")
+                return
             controller.sessions.receive(handle, decode_from_agent(data))
     except TimeoutError:
         log.warning("agent silent", extra={"action": "agent_silent"})

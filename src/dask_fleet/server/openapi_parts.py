@@ -360,6 +360,17 @@ FIXED_PATHS: dict[str, Any] = {
                         "queued": {"type": "integer"},
                         "running": {"type": "integer"},
                         "draining": {"type": "boolean"},
+                        "stale_outcomes": {"type": "integer"},
+                        "paused": {
+                            "type": "array",
+                            "items": _object(
+                                {
+                                    "user": {"type": "string"},
+                                    "until": {"type": "string", "format": "date-time"},
+                                    "why": {"type": "string"},
+                                }
+                            ),
+                        },
                         "agents": {"type": "array", "items": {"type": "object"}},
                     }
                 ),

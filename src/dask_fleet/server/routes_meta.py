@@ -15,7 +15,7 @@ from dask_fleet.model.errors import Forbidden, Unauthorized
 from dask_fleet.model.manifest import EndpointManifest, Manifest
 from dask_fleet.server.auth import Scope, principal_of, require
 from dask_fleet.server.docs_page import docs_page, signed_in_page, signin_page
-from dask_fleet.server.documents import encode_document
+from dask_fleet.server.documents import encode_document, rfc3339
 from dask_fleet.server.methods import Methods
 from dask_fleet.server.openapi import openapi_document
 from dask_fleet.server.query import query_of
@@ -135,9 +135,12 @@ class _Meta:
         return self._services.answer(request)
 
     async def status(self, request: Request) -> Response:
-        require(principal_of(request), Scope.READ)
+        principal = principal_of(request)
+        require(principal, Scope.READ)
         query_of(request, ())
-        return json_response({"version": self._version, **self._controller.status()})
+        status = self._controller.status(tenant=principal.tenant)
+        status["paused"] = [{**each, "until": rfc3339(each.pop("until_us"))} for each in status["paused"]]
+        return json_response({"version": self._version, **status})
 
     async def openapi(self, request: Request) -> Response:
         require(principal_of(request), Scope.READ)

@@ -111,7 +111,6 @@ async def _serve(settings: Settings, targets: list[str]) -> int:
             manifest=manifest,
             spool=data_dir / "spool",
             max_queued=settings.max_queued,
-            orphan_timeout_s=settings.orphan_timeout_s,
             row_retention_s=settings.row_retention_s,
             clock=clock,
         )

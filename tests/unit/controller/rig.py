@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -12,17 +13,20 @@ from typing import Any, Self, TypeVar
 from dask_fleet.controller.agents import AgentHandle
 from dask_fleet.controller.controller import Controller
 from dask_fleet.ledger.memory import MemoryLedger
-from dask_fleet.model.failure import Cause, Failure
+from dask_fleet.model.errors import LedgerUnavailable
+from dask_fleet.model.failure import Blame, Cause, Failure
 from dask_fleet.model.ids import job_id
 from dask_fleet.model.jobs import JobRecord, NewRun, Policy
 from dask_fleet.model.manifest import EndpointManifest, Manifest, ServiceManifest
 from dask_fleet.model.states import AttemptState
 from dask_fleet.protocol.frames import (
+    HEARTBEAT_S,
     PROTOCOL_VERSION,
     Ack,
     AttemptRef,
     Cancel,
     Frame,
+    Heartbeat,
     Hello,
     Outcome,
     Ready,
@@ -40,13 +44,14 @@ F = TypeVar("F", bound=Frame)
 
 
 class HandClock:
-    """Time that moves by hand."""
+    """Time that moves by hand: `us` is all of it, `jumped_us` only the wall clock's."""
 
     def __init__(self) -> None:
         self.us = 1_800_000_000_000_000
+        self.jumped_us = 0
 
     def now_us(self) -> int:
-        return self.us
+        return self.us + self.jumped_us
 
     def monotonic(self) -> float:
         return self.us / 1e6
@@ -120,6 +125,7 @@ class Rig:
         agent_id: str = "local-a",
         *,
         slots: int = 1,
+        nworkers: int = 1,
         held: list[AttemptRef] | None = None,
         ready: bool = True,
         ledger_id: str | None = None,
@@ -134,6 +140,8 @@ class Rig:
             slots,
             self.ledger.ledger_id if ledger_id is None else ledger_id,
             held or [],
+            nworkers=nworkers,
+            nthreads=max(slots // nworkers, 1),
         )
         side.handle = self.controller.sessions.attach(hello, side.put)
         if ready:
@@ -174,12 +182,22 @@ class Rig:
         for _ in range(200):
             await asyncio.sleep(0)
 
-    async def advance(self, seconds: float) -> None:
-        """Let time pass, and alarms ring."""
+    async def advance(self, seconds: float, *, beats: bool = True) -> None:
+        """Let time pass, with the heartbeats of connected agents (unless they are silent), and alarms ring."""
         await self.settle()
-        self.clock.us += round(seconds * 1e6)
-        self.controller._alarms._ring()
-        await self.settle()
+        left = seconds
+        while left > 0:
+            step = min(left, HEARTBEAT_S)
+            left -= step
+            self.clock.us += round(step * 1e6)
+            if beats:
+                for handle in self.controller.agents:
+                    if handle.connected:
+                        self.controller.sessions.receive(handle, [Heartbeat(0)])
+            with contextlib.suppress(LedgerUnavailable):  # as the server does
+                await self.controller.sessions.leases.step()
+            self.controller._alarms._ring()
+            await self.settle()
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
@@ -198,7 +216,7 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
 
 
 def outcome(job: JobRecord, state: AttemptState = AttemptState.SUCCEEDED, *, attempt: int = 1, body: bytes = b"1",
-            cause: Cause | None = None) -> Outcome:
+            cause: Cause | None = None, blame: Blame = Blame.NONE, worker: str = "w") -> Outcome:
     """Return an outcome of an attempt of `job`."""
     ok = state is AttemptState.SUCCEEDED
     return Outcome(
@@ -206,13 +224,14 @@ def outcome(job: JobRecord, state: AttemptState = AttemptState.SUCCEEDED, *, att
         run=job.run,
         attempt=attempt,
         state=state,
-        worker="w",
+        worker=worker,
         finished_us=1,
         failure=Failure(cause=cause, message="m") if cause else None,
         media_type="application/json" if ok else "",
         digest=hashlib.sha256(body).hexdigest() if ok else "",
         size=len(body) if ok else 0,
         body=body if ok else None,
+        blame=blame,
     )
 
 

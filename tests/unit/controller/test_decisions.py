@@ -9,10 +9,11 @@ from dask_fleet.controller.decisions import (
     EXCEPTION_BACKOFF_S,
     FAULT_BACKOFF_S,
     INFRASTRUCTURE_RETRIES,
+    LOSSES,
     after_attempt,
     backoff_s,
 )
-from dask_fleet.model.failure import Cause, Failure
+from dask_fleet.model.failure import Blame, Cause, Failure
 from dask_fleet.model.jobs import AttemptEnd, JobRecord, Policy, StoredResult
 from dask_fleet.model.states import RUN_EVENTS_OF_ATTEMPT, AttemptState, RunEvent, RunState
 
@@ -41,10 +42,12 @@ def ended(
     cause: Cause | None = None,
     *,
     result: StoredResult | None = None,
+    blame: Blame = Blame.NONE,
 ) -> AttemptEnd:
     failure = Failure(cause=cause, message="m") if cause else None
     end = after_attempt(
-        job, attempt=3, state=state, worker="w", failure=failure, result=result, now_us=NOW, jitter=0.5
+        job, attempt=3, state=state, worker="w", failure=failure, result=result, now_us=NOW, jitter=0.5,
+        blame=blame,
     )
     assert (end.seq, end.run, end.attempt, end.finished_us) == (7, 1, 3, NOW)
     assert end.run_event in RUN_EVENTS_OF_ATTEMPT[end.attempt_state]
@@ -69,13 +72,54 @@ def test_an_exception_is_tried_again_as_often_as_the_endpoint_says(used: int, ev
     assert (end.not_before_us > NOW) == (event is RunEvent.REQUEUE)
 
 
-@pytest.mark.parametrize("cause", [Cause.WORKER_DIED, Cause.AGENT_LOST])
+DEATHS = [cause for cause in Cause if cause.is_death]
+
+
 @pytest.mark.parametrize("used", range(INFRASTRUCTURE_RETRIES + 1))
-def test_a_lost_worker_is_no_fault_of_the_function(cause: Cause, used: int) -> None:
+def test_a_lost_agent_is_no_fault_of_the_function(used: int) -> None:
     job = msgspec.structs.replace(JOB, faults=used, policy=Policy(retries=0))
-    end = ended(job, AttemptState.LOST, cause)
+    end = ended(job, AttemptState.LOST, Cause.AGENT_LOST)
     assert end.run_event is (RunEvent.REQUEUE if used < INFRASTRUCTURE_RETRIES else RunEvent.FAIL)
     assert (end.counts_as_exception, end.counts_as_fault) == (False, True)
+
+
+def charges(end: AttemptEnd) -> tuple[bool, bool, bool]:
+    assert (end.counts_as_exception, end.counts_as_fault) == (False, False)
+    return end.counts_as_death, end.counts_as_memory_kill, end.counts_as_loss
+
+
+@pytest.mark.parametrize("cause", DEATHS)
+@pytest.mark.parametrize("blame", [Blame.NONE, Blame.SHARED])
+def test_a_death_shared_or_of_somebody_else_is_charged_to_nobody(cause: Cause, blame: Blame) -> None:
+    for losses in range(LOSSES + 1):
+        end = ended(msgspec.structs.replace(JOB, losses=losses, deaths=1), AttemptState.LOST, cause, blame=blame)
+        assert charges(end) == (False, False, True)
+        assert end.makes_suspect == (blame is Blame.SHARED)
+        assert end.run_event is (RunEvent.REQUEUE if losses < LOSSES else RunEvent.FAIL)  # but not for ever
+        assert (end.not_before_us > NOW) == (losses < LOSSES)
+
+
+@pytest.mark.parametrize(
+    ("cause", "deaths", "memory_kills", "event"),
+    [
+        (Cause.WORKER_DIED, 0, 0, RunEvent.REQUEUE),
+        (Cause.WORKER_DIED, 1, 0, RunEvent.FAIL),
+        (Cause.WORKER_DIED, 1, 1, RunEvent.REQUEUE),
+        (Cause.STOPPED, 1, 0, RunEvent.FAIL),
+        (Cause.MEMORY_LIMIT, 0, 0, RunEvent.REQUEUE),
+        (Cause.MEMORY_LIMIT, 1, 0, RunEvent.REQUEUE),
+        (Cause.MEMORY_LIMIT, 1, 1, RunEvent.FAIL),
+    ],
+)
+def test_the_second_death_that_is_charged_ends_the_run(
+    cause: Cause, deaths: int, memory_kills: int, event: RunEvent
+) -> None:
+    job = msgspec.structs.replace(JOB, deaths=deaths, memory_kills=memory_kills, losses=LOSSES, policy=Policy(retries=9))
+    end = ended(job, AttemptState.LOST, cause, blame=Blame.ALONE)
+    assert charges(end) == (True, cause is Cause.MEMORY_LIMIT, False)
+    assert (end.run_event, end.makes_suspect) == (event, True)
+    assert end.failure is not None
+    assert end.failure.cause is cause
 
 
 def test_a_full_result_store_is_tried_again() -> None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from dask_fleet.controller.fair_queue import FairQueue, Lane, QueuedRun
 
-LANE: Lane = ("s", "1")
-OTHER: Lane = ("t", "1")
+LANE = Lane("s", "1")
+OTHER = Lane("t", "1")
 
 
 def entry(seq: int, user: str = "ada", *, priority: int = 0, lane: Lane = LANE) -> QueuedRun:
@@ -95,19 +95,62 @@ def test_a_run_pushed_again_is_there_once() -> None:
     assert queue.pop(lambda lane: True) is None
 
 
+def test_a_paused_user_is_passed_over_and_keeps_its_place() -> None:
+    queue = FairQueue()
+    for seq in range(6):
+        queue.push(entry(seq, "ab"[seq % 2], priority=seq // 4))
+    queue.pause(("default", "a"))
+    queue.push(entry(6, "a", lane=OTHER))
+    assert drained(queue) == [5, 1, 3]
+    assert sorted(run.seq for run in queue) == [0, 2, 4, 6]
+    queue.push(entry(7, "a"))
+    assert drained(queue) == []
+    queue.resume(("default", "a"))
+    assert drained(queue) == [4, 0, 2, 6, 7]
+
+
+def test_a_user_of_another_tenant_is_another_user() -> None:
+    queue = FairQueue()
+    queue.push(QueuedRun(seq=1, run=1, lane=LANE, user="ada", priority=0, tenant="one"))
+    queue.push(QueuedRun(seq=2, run=1, lane=LANE, user="ada", priority=0, tenant="two"))
+    queue.pause(("one", "ada"))
+    assert drained(queue) == [2]
+
+
+def test_what_is_cancelled_in_a_lane_that_nobody_serves_does_not_pile_up() -> None:
+    queue = FairQueue()
+    queue.push(entry(0))
+    for seq in range(1, 5000):
+        queue.push(entry(seq, f"user-{seq % 7}", lane=OTHER))
+        queue.discard(seq)
+    assert sum(1 for level in queue._levels() for _ in level.entries()) < 100
+    queue.push(entry(5000, lane=OTHER))
+    assert drained(queue) == [0, 5000]
+    assert queue.lanes() == []
+
+
 @given(
     pushes=st.lists(st.tuples(st.sampled_from("abc"), st.integers(-1, 1), st.sampled_from([LANE, OTHER])), max_size=40),
     pops=st.lists(st.sampled_from([(LANE,), (OTHER,), (LANE, OTHER)]), max_size=60),
     drops=st.sets(st.integers(0, 39)),
+    pauses=st.lists(st.sampled_from(["", "a", "b"]), min_size=1, max_size=20),
 )
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_nothing_is_lost_doubled_or_out_of_line(
-    pushes: list[tuple[str, int, Lane]], pops: list[tuple[Lane, ...]], drops: set[int]
+    pushes: list[tuple[str, int, Lane]], pops: list[tuple[Lane, ...]], drops: set[int], pauses: list[str]
 ) -> None:
     queue = FairQueue()
     waiting: dict[int, QueuedRun] = {}
     todo = deque(enumerate(pushes))
-    for lanes in pops:
+    paused: set[str] = set()
+    for turn, lanes in enumerate(pops):
+        user = pauses[turn % len(pauses)]
+        if user in paused:
+            paused.remove(user)
+            queue.resume(("default", user))
+        else:
+            paused.add(user)
+            queue.pause(("default", user))
         for _ in range(min(2, len(todo))):
             seq, (user, priority, lane) = todo.popleft()
             waiting[seq] = entry(seq, user, priority=priority, lane=lane)
@@ -116,7 +159,7 @@ def test_nothing_is_lost_doubled_or_out_of_line(
                 queue.discard(seq)
                 del waiting[seq]
         got = queue.pop(lambda lane: lane in lanes)  # noqa: B023 - called before the loop goes on
-        able = [run for run in waiting.values() if run.lane in lanes]
+        able = [run for run in waiting.values() if run.lane in lanes and run.user not in paused]
         assert (got is None) == (not able)
         if got is not None:
             assert got.priority == max(run.priority for run in able)

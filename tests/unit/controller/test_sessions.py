@@ -6,8 +6,10 @@ import msgspec
 import pytest
 from tests.unit.controller.rig import MANIFEST, Rig, outcome, ref, run
 
+from dask_fleet.controller.fair_queue import Lane
 from dask_fleet.model.errors import ProtocolError
 from dask_fleet.model.jobs import NewRun, Policy
+from dask_fleet.model.leases import LEASE_S
 from dask_fleet.model.states import AttemptState, RunState
 from dask_fleet.protocol.frames import PROTOCOL_VERSION, AttemptRef, Heartbeat, Hello, Progress, Welcome
 
@@ -127,12 +129,14 @@ async def test_an_old_connection_that_ends_late_changes_nothing() -> None:
 
 @run
 async def test_an_agent_that_does_not_come_back_loses_what_it_held() -> None:
-    async with Rig(orphan_timeout_s=-5.0) as rig:  # with the grace, no time at all
+    async with Rig() as rig:
         side = rig.agent()
         job = await rig.submit()
+        await rig.advance(5)
         side.drop()
-        for _ in range(20):
-            await rig.settle()
+        await rig.advance(LEASE_S - 5)
+        assert (await rig.job(job)).state is RunState.RUNNING
+        await rig.advance(10)
         assert not list(rig.controller.agents)
         waiting = await rig.job(job)
         assert (waiting.state, waiting.faults) == (RunState.QUEUED, 1)
@@ -213,7 +217,7 @@ async def test_a_claim_under_way_for_an_agent_that_is_replaced_meanwhile_is_lost
     """Else the attempt would be held by a handle that nobody looks at any more."""
     async with Rig() as rig:
         first = rig.agent("local-a")
-        handle = rig.controller._dispatcher.reserve(("s", "v1"))
+        handle = rig.controller._dispatcher.reserve(Lane("s", "v1"), ("default", "ada"))
         assert handle is first.handle
         job = (await rig.ledger.accept(_new(), claim_for="local-a")).job
         first.drop()
