@@ -8,4 +8,5 @@
              └───────── workers       one handle a worker process (forkserver, socket pair)
     ─────────────────────────────── process boundary
     worker_process ── runner ── pool · event_loop · dask_runtime · job_clients
+           └───────── capture ── output     what attempts write, into files
 """

@@ -55,7 +55,8 @@ class EventLoopThread:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=_run, args=(self._loop,), name="event-loop", daemon=True).start()
+                thread = threading.Thread(target=_run, args=(self._loop,), name="event-loop", daemon=True)
+                contextvars.Context().run(thread.start)  # of no job, though the first one asks for it
             return self._loop
 
 

@@ -51,7 +51,9 @@ class Agent:
         self._options = options
         self._id = random_id(options.name)
         self._outbox = outbox
-        self._launcher = Launcher(name=options.name, nthreads=options.nthreads, spool=options.spool)
+        self._launcher = Launcher(
+            name=options.name, nthreads=options.nthreads, spool=options.spool, logs=options.logs
+        )
         self._supervisor = Supervisor(
             launcher=self._launcher,
             nworkers=options.nworkers,
@@ -170,7 +172,7 @@ def run(options: AgentOptions) -> int:
     """
     for name in SECRETS:
         os.environ.pop(name, None)  # nothing this process starts shall inherit a token
-    for folder in (options.data_dir, options.spool):
+    for folder in (options.data_dir, options.spool, options.logs):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = AgentLock(options.data_dir)
     try:

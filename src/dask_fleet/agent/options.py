@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dask_fleet.model.logs import LOG_FOLDER
+
 DEFAULT_ORPHAN_TIMEOUT_S = 60.0
 """Long enough for a server to be upgraded or to restart after a crash; short enough that no host runs for nobody."""
 DEFAULT_TIMEOUT_GRACE_S = 10.0
@@ -53,6 +55,11 @@ class AgentOptions:
     def spool(self) -> Path:
         """Folder of results too large to travel inline."""
         return self.data_dir / "spool"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of what attempts write."""
+        return self.data_dir / LOG_FOLDER
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> AgentOptions:

@@ -101,7 +101,8 @@ class PlacePool(Executor):
 
     def _add_thread(self) -> None:
         # Daemons: a worker process is told to end, and then nobody waits for user code.
-        threading.Thread(target=self._work, name=f"{self._name}-{next(self._numbers)}", daemon=True).start()
+        thread = threading.Thread(target=self._work, name=f"{self._name}-{next(self._numbers)}", daemon=True)
+        contextvars.Context().run(thread.start)  # of no job, though one may ask for it
 
     def _work(self) -> None:
         self._here.inside = True

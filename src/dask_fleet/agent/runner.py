@@ -19,6 +19,7 @@ from typing import Any
 from dask_fleet.agent import failures, job_clients
 from dask_fleet.agent.dask_runtime import DaskRuntime, GraphCancelled, is_graph
 from dask_fleet.agent.event_loop import EventLoopThread
+from dask_fleet.agent.output import AttemptOutput, Recorder
 from dask_fleet.agent.pool import PlacePool
 from dask_fleet.codecs.encode import ResultTooLarge, encode
 from dask_fleet.model.errors import InvalidParameters
@@ -35,10 +36,11 @@ Send = Callable[[Frame], None]
 class _Running:
     """One attempt in this process."""
 
-    __slots__ = ("cancel_task", "cancelled", "job", "start")
+    __slots__ = ("cancel_task", "cancelled", "job", "output", "start")
 
-    def __init__(self, start: Start, report: Callable[[float, float, str], None]) -> None:
+    def __init__(self, start: Start, output: AttemptOutput, report: Callable[[float, float, str], None]) -> None:
         self.start = start
+        self.output = output
         self.cancelled = False
         self.cancel_task: Callable[[], None] | None = None
         self.job = JobContext(
@@ -52,8 +54,9 @@ class _Running:
 class Runner:
     """All attempts of one worker process. `send` must be callable from any thread."""
 
-    def __init__(self, *, send: Send, pool: PlacePool, spool: Path, worker: str) -> None:
+    def __init__(self, *, send: Send, pool: PlacePool, spool: Path, recorder: Recorder, worker: str) -> None:
         self._send = send
+        self._recorder = recorder
         self._pool = pool
         self._spool = spool
         self._worker = worker
@@ -70,7 +73,8 @@ class Runner:
 
     def start(self, start: Start) -> None:
         """Run an attempt as soon as a place is free."""
-        running = self._running[start.seq, start.attempt] = _Running(start, partial(self._report, start))
+        output = self._recorder.output(start.seq, start.run, start.attempt)
+        running = self._running[start.seq, start.attempt] = _Running(start, output, partial(self._report, start))
         # Each attempt has a context of its own, so that no context variable of one job is seen by the next.
         context = self._clean.copy()
         self._pool.run(partial(context.run, self._call, running, context))
@@ -91,6 +95,7 @@ class Runner:
             self._end(running, AttemptState.CANCELLED)
             return
         job_clients.enter_job()
+        running.output.enter()
         running.job.__enter__()  # never left: the context it is entered in ends with the attempt
         try:
             endpoint = self._endpoints[start.service, start.version, start.endpoint]
@@ -193,6 +198,7 @@ class Runner:
         start = running.start
         self._running.pop((start.seq, start.attempt), None)
         running.job.flush()
+        running.output.close()  # whoever learns that it has ended finds all that it wrote
         self._send(
             Outcome(start.seq, start.run, start.attempt, state, self._worker, time.time_ns() // 1000, **more)
         )

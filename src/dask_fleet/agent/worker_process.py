@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from dask_fleet.agent import parentage
-from dask_fleet.protocol.frames import Cancel, Frame, Load, Loaded, Start, Stop, decode_for_worker, encode_prefixed
+from dask_fleet.protocol.frames import (
+    Cancel,
+    Frame,
+    Load,
+    Loaded,
+    LogGrown,
+    Start,
+    Stop,
+    decode_for_worker,
+    encode_prefixed,
+)
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +41,8 @@ class WorkerOptions:
     name: str
     nthreads: int
     spool: Path
+    logs: Path
+    """Folder of what attempts write."""
 
 
 def main(channel: socket.socket, options: WorkerOptions) -> None:
@@ -84,6 +96,8 @@ def _let_the_forkserver_end() -> None:
 
 
 def _serve(channel: socket.socket, options: WorkerOptions) -> None:
+    from dask_fleet.agent import capture
+    from dask_fleet.agent.output import Recorder
     from dask_fleet.agent.pool import PlacePool
     from dask_fleet.agent.runner import Runner
 
@@ -94,7 +108,15 @@ def _serve(channel: socket.socket, options: WorkerOptions) -> None:
         with lock:
             channel.sendall(data)
 
-    runner = Runner(send=send, pool=PlacePool(options.nthreads), spool=options.spool, worker=f"{options.name}-{os.getpid()}")
+    recorder = Recorder(options.logs, lambda output: send(LogGrown(output.seq, output.attempt, output.run)))
+    capture.install()
+    runner = Runner(
+        send=send,
+        pool=PlacePool(options.nthreads),
+        spool=options.spool,
+        recorder=recorder,
+        worker=f"{options.name}-{os.getpid()}",
+    )
     buffer = bytearray()
     while True:
         data = channel.recv(_RECEIVE_BYTES)

@@ -222,10 +222,11 @@ def _describe(code: int | None) -> str:
 class Launcher:
     """Forks worker processes. Its one thread owns the forkserver, because forking waits until that is loaded."""
 
-    def __init__(self, *, name: str, nthreads: int, spool: Path) -> None:
+    def __init__(self, *, name: str, nthreads: int, spool: Path, logs: Path) -> None:
         self._name = name
         self._nthreads = nthreads
         self._spool = spool
+        self._logs = logs
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["dask_fleet.agent.preload"])
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="launcher")
@@ -261,7 +262,9 @@ class Launcher:
         self._thread.shutdown(wait=True)
 
     def _fork(self, channel: socket.socket) -> ForkServerProcess:
-        options = worker_process.WorkerOptions(name=self._name, nthreads=self._nthreads, spool=self._spool)
+        options = worker_process.WorkerOptions(
+            name=self._name, nthreads=self._nthreads, spool=self._spool, logs=self._logs
+        )
         process = self._context.Process(target=worker_process.main, args=(channel, options), name="worker")
         # A child imports the main module of its parent, to find what it defines; ours defines nothing a worker needs.
         main = sys.modules["__main__"]

@@ -20,6 +20,7 @@ app = typer.Typer(help="List, show, cancel, retry and watch jobs.", no_args_is_h
 
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID", autocompletion=completions.job_ids)]
 JobIds = Annotated[list[str], typer.Argument(metavar="JOB_ID", autocompletion=completions.job_ids)]
+_STREAMS = ("all", "stdout", "stderr", "log")
 _STATES = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
 
 
@@ -158,6 +159,51 @@ def watch(
                 stdout().print(event_text(event), soft_wrap=True)
     if last != "succeeded":
         raise typer.Exit(1)
+
+
+@app.command()
+def logs(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    stream: Annotated[
+        str,
+        typer.Option(help="stdout, stderr, log (Python's logging), or all.", autocompletion=lambda: [*_STREAMS]),
+    ] = "all",
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="Of that attempt; else of the latest, and with --follow of all.")
+    ] = None,
+    tail: Annotated[int | None, typer.Option("--tail", "-n", min=0, help="So many lines at the end of each stream.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="As it was written, with what may steer the terminal.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    url: options.Url = None,
+) -> None:
+    """Print what a job wrote: its standard output and error, and its logging."""
+    from dask_fleet.cli.log_view import LogPrinter
+    from dask_fleet.cli.output import print_json
+    from dask_fleet.client import Client
+
+    if stream not in _STREAMS:
+        raise BadRequest(f"--stream must be one of {', '.join(_STREAMS)}, not {stream!r}")
+    if follow and tail is not None:
+        raise BadRequest("--tail and --follow exclude each other")
+    with Client(url) as client:
+        job = client.job(job_id)
+        if follow:
+            printer = LogPrinter(raw=raw, headings=stream == "all")
+            for piece in job.logs(follow=True, stream=stream, attempt=attempt):
+                if as_json:
+                    print_json({"attempt": piece.attempt, "stream": piece.stream, "text": piece.text}, indent=None)
+                else:
+                    printer.show(piece.attempt, piece.stream, piece.text)
+        elif as_json:
+            there = job.log_sizes()
+            wanted = attempt if attempt is not None else max((each["attempt"] for each in there), default=0)
+            for found in (each for each in there if each["attempt"] == wanted):
+                for one in (each for each in found["streams"] if stream in {"all", each["stream"]}):
+                    text = job.logs(stream=one["stream"], attempt=wanted, tail=tail)
+                    print_json({"attempt": wanted, "stream": one["stream"], "text": text}, indent=None)
+        else:
+            LogPrinter(raw=raw, headings=False).write(job.logs(stream=stream, attempt=attempt, tail=tail))
 
 
 def _each(job_ids: list[str], act: Callable[[Job], Any], *, as_json: bool, url: str | None) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from dask_fleet.client.fan_out import TASK_PREFIX
+from dask_fleet.client.logs import LogPlaces, LogText, followed, logs_query
 from dask_fleet.client.options import MAX_WAIT_S
 from dask_fleet.client.part_file import PartFile
 from dask_fleet.client.problems import job_error
@@ -201,20 +202,68 @@ class AsyncJob:
         """Return all executions of the job, oldest first."""
         return list((await self._transport.json("GET", self._path("/attempts")))["attempts"])
 
-    async def events(self, *, after: int | None = None) -> AsyncIterator[JobEvent]:
+    @overload
+    def logs(
+        self, *, follow: Literal[False] = False, stream: str = "all", attempt: int | None = None, tail: int | None = None
+    ) -> Coroutine[Any, Any, str]: ...
+
+    @overload
+    def logs(
+        self, *, follow: Literal[True], stream: str = "all", attempt: int | None = None
+    ) -> AsyncIterator[LogText]: ...
+
+    def logs(
+        self, *, follow: bool = False, stream: str = "all", attempt: int | None = None, tail: int | None = None
+    ) -> Coroutine[Any, Any, str] | AsyncIterator[LogText]:
+        """Return what the job wrote (``await job.logs()``), or follow it (``async for text in job.logs(follow=True)``).
+
+        Parameters
+        ----------
+        follow
+            Yield `LogText` of all attempts as it is written, until the run has ended; broken connections are resumed.
+        stream
+            ``stdout``, ``stderr``, ``log`` (records of ``logging``), or ``all``.
+        attempt
+            Of which attempt. The latest if not given; when following, all.
+        tail
+            Only so many lines at the end of each stream; not when following.
+        """
+        query = logs_query(stream, attempt, tail)
+        if follow:
+            if tail is not None:
+                raise ValueError("tail and follow exclude each other")
+            return followed(self.events(logs=True), stream=stream, attempt=attempt)
+        return self._logs(query)
+
+    async def _logs(self, query: dict[str, str]) -> str:
+        headers = {"Accept": "text/plain"}
+        response = await self._transport.request("GET", self._path("/logs"), query=query, headers=headers)
+        return response.content.decode("utf-8", "replace")
+
+    async def log_sizes(self) -> list[dict[str, Any]]:
+        """Return what there is of each attempt's log: ``attempt``, and ``streams`` with their ``size`` in bytes."""
+        headers = {"Accept": JSON_MEDIA_TYPE}
+        return list((await self._transport.json("GET", self._path("/logs"), headers=headers))["attempts"])
+
+    async def events(self, *, after: int | None = None, logs: bool = False) -> AsyncGenerator[JobEvent, None]:
         """Yield what has happened to the job, then what happens, until its run has ended.
 
         Parameters
         ----------
         after
             Leave out events up to this id. A broken stream is resumed in the same way by itself.
+        logs
+            Yield ``log`` events too: ``stream``, ``offset`` and ``text`` of what the attempts write.
         """
+        places = LogPlaces() if logs else None
         attempt, since = 0, time.monotonic()
         while True:
             ended = False
             try:
-                async for event in self._stream(after):
+                async for event in self._stream(after, places):
                     attempt, since = 0, time.monotonic()
+                    if places is not None and event.kind == "log":
+                        places.note(event)
                     after = event.event_id if event.event_id is not None else after
                     # The end of an earlier run is history; only that of the current one ends the story.
                     ended = event.is_terminal and event.run >= int(self._document.get("run") or 0)
@@ -314,12 +363,14 @@ class AsyncJob:
                     raise
                 await asyncio.sleep(delay)
 
-    async def _stream(self, after: int | None) -> AsyncIterator[JobEvent]:
+    async def _stream(self, after: int | None, places: LogPlaces | None) -> AsyncIterator[JobEvent]:
         headers = {"Accept": "text/event-stream"}
         if after is not None:
             headers["Last-Event-ID"] = str(after)
+        query = "" if places is None else f"?logs=true&logs_after={places.query()}"
         parser = EventParser()
-        async with self._transport.stream(self._path("/events"), headers=headers, silence_s=SILENCE_S) as response:
+        path = self._path(f"/events{query}")
+        async with self._transport.stream(path, headers=headers, silence_s=SILENCE_S) as response:
             async for line in response.aiter_lines():
                 event = parser.feed(line)
                 if event is not None:

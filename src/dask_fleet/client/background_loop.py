@@ -115,7 +115,11 @@ async def _next(source: AsyncIterator[T]) -> T:
 
 
 async def _close(source: AsyncIterator[T]) -> None:
-    await cast("AsyncGenerator[T, None]", source).aclose()
+    generator = cast("AsyncGenerator[T, None]", source)
+    async with asyncio.timeout(_STOP_S):
+        while generator.ag_running:  # noqa: ASYNC110 - a step that Ctrl-C has just cancelled is ending; nothing tells when
+            await asyncio.sleep(0.005)
+        await generator.aclose()
 
 
 async def _last(running: set[Coroutine[Any, Any, Any]], last: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from dask_fleet.client.async_job import AsyncJob
 from dask_fleet.client.background_loop import BackgroundLoop
+from dask_fleet.client.logs import LogText
 from dask_fleet.client.rendering import job_html, job_text
 from dask_fleet.client.sse import JobEvent
 from dask_fleet.model.states import RunState
@@ -97,9 +98,31 @@ class Job:
         """Return all executions of the job, oldest first."""
         return self._loop.run(self._inner.attempts())
 
-    def events(self, *, after: int | None = None) -> Iterator[JobEvent]:
-        """Yield what has happened to the job, then what happens, until its run has ended."""
-        return self._loop.iterate(self._inner.events(after=after))
+    def events(self, *, after: int | None = None, logs: bool = False) -> Iterator[JobEvent]:
+        """Yield what has happened to the job, then what happens, until its run has ended; with `logs`, also its output."""
+        return self._loop.iterate(self._inner.events(after=after, logs=logs))
+
+    @overload
+    def logs(
+        self, *, follow: Literal[False] = False, stream: str = "all", attempt: int | None = None, tail: int | None = None
+    ) -> str: ...
+
+    @overload
+    def logs(self, *, follow: Literal[True], stream: str = "all", attempt: int | None = None) -> Iterator[LogText]: ...
+
+    def logs(
+        self, *, follow: bool = False, stream: str = "all", attempt: int | None = None, tail: int | None = None
+    ) -> str | Iterator[LogText]:
+        """Return what the job's latest attempt (or another) wrote, or with `follow` yield it as it is written."""
+        if follow:
+            if tail is not None:
+                raise ValueError("tail and follow exclude each other")
+            return self._loop.iterate(self._inner.logs(follow=True, stream=stream, attempt=attempt))
+        return self._loop.run(self._inner.logs(stream=stream, attempt=attempt, tail=tail))
+
+    def log_sizes(self) -> list[dict[str, Any]]:
+        """Return what there is of each attempt's log: ``attempt``, and ``streams`` with their ``size`` in bytes."""
+        return self._loop.run(self._inner.log_sizes())
 
     def _reported(self, wait: Callable[[float | None], Coroutine[Any, Any, T]], timeout: float | None) -> T:
         """Wait with a progress bar drawn by this thread."""

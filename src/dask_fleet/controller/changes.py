@@ -12,8 +12,9 @@ from dask_fleet.model.jobs import JobRecord
 class Subscription:
     """One event stream's ear: remembers that something changed until it is asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, logs: bool = False) -> None:
         self._changed = asyncio.Event()
+        self.hears_logs = logs
 
     def set(self) -> None:
         """Something changed."""
@@ -51,6 +52,12 @@ class Changes:
         for subscription in self._subscriptions.get(seq, ()):
             subscription.set()
 
+    def log_grew(self, seq: int) -> None:
+        """Tell event streams that show logs that there is more to read."""
+        for subscription in self._subscriptions.get(seq, ()):
+            if subscription.hears_logs:
+                subscription.set()
+
     async def outcome(self, seq: int, timeout_s: float) -> JobRecord | None:
         """Return the record once the job's current run has ended, or ``None`` after `timeout_s`."""
         loop = asyncio.get_running_loop()
@@ -70,9 +77,9 @@ class Changes:
                     del self._waiters[seq]
 
     @contextmanager
-    def subscribe(self, seq: int) -> Iterator[Subscription]:
-        """Listen to every change of a job while the block lasts."""
-        subscription = Subscription()
+    def subscribe(self, seq: int, *, logs: bool = False) -> Iterator[Subscription]:
+        """Listen to every change of a job while the block lasts; to the growth of its logs as well, if asked."""
+        subscription = Subscription(logs=logs)
         self._subscriptions.setdefault(seq, []).append(subscription)
         try:
             yield subscription

@@ -16,6 +16,7 @@ from dask_fleet.controller.alarms import Alarms
 from dask_fleet.controller.changes import Changes, Subscription
 from dask_fleet.controller.dispatcher import Dispatcher
 from dask_fleet.controller.fair_queue import Lane
+from dask_fleet.controller.logs import JobLogs
 from dask_fleet.controller.outcomes import Outcomes
 from dask_fleet.controller.recent import RecentJob, RecentJobs
 from dask_fleet.controller.retention import sweep_forever
@@ -23,6 +24,7 @@ from dask_fleet.controller.sessions import Sessions
 from dask_fleet.model.errors import Conflict, Draining, FleetError, NotFound, QueueFull
 from dask_fleet.model.ids import JOB_ID_PATTERN
 from dask_fleet.model.jobs import Accepted, JobRecord, NewRun, StoredResult
+from dask_fleet.model.logs import LOG_FOLDER
 from dask_fleet.model.manifest import Manifest
 from dask_fleet.model.states import RunState
 from dask_fleet.plugins.clock import Clock, SystemClock
@@ -78,12 +80,14 @@ class Controller:
             recent=self.recent,
             clock=self.clock,
         )
+        self.logs = JobLogs(spool.with_name(LOG_FOLDER), ledger=ledger, changes=self._changes, spawn=self._spawn)
         self.versions = {service.name: service.version for service in manifest.services}
         self.sessions = Sessions(
             agents=self.agents,
             dispatcher=self._dispatcher,
             outcomes=self._outcomes,
             changes=self._changes,
+            logs=self.logs,
             clock=self.clock,
             spawn=self._spawn,
             ledger=ledger,
@@ -145,6 +149,7 @@ class Controller:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(self.logs.close)
 
     # ------------------------------------------------------------------ requests
 
@@ -367,9 +372,9 @@ class Controller:
         """Say what a queued run waits for."""
         return self._dispatcher.waiting_for(job)
 
-    def subscribe(self, seq: int) -> AbstractContextManager[Subscription]:
-        """Listen to the changes of a job."""
-        return self._changes.subscribe(seq)
+    def subscribe(self, seq: int, *, logs: bool = False) -> AbstractContextManager[Subscription]:
+        """Listen to the changes of a job; to the growth of its logs as well, if asked."""
+        return self._changes.subscribe(seq, logs=logs)
 
     # ------------------------------------------------------------------ the whole
 

@@ -9,6 +9,7 @@ from dask_fleet.controller.agents import AgentHandle, Agents, AttemptKey, HeldAt
 from dask_fleet.controller.changes import Changes
 from dask_fleet.controller.dispatcher import Dispatcher, Spawn, start_frame
 from dask_fleet.controller.leases import LeaseKeeper
+from dask_fleet.controller.logs import JobLogs
 from dask_fleet.controller.outcomes import Outcomes
 from dask_fleet.model.errors import ProtocolError
 from dask_fleet.model.jobs import JobRecord
@@ -44,6 +45,7 @@ class Sessions:
         dispatcher: Dispatcher,
         outcomes: Outcomes,
         changes: Changes,
+        logs: JobLogs,
         clock: Clock,
         spawn: Spawn,
         ledger: Ledger,
@@ -55,6 +57,7 @@ class Sessions:
         self._dispatcher = dispatcher
         self._outcomes = outcomes
         self._changes = changes
+        self._logs = logs
         self._clock = clock
         self._spawn = spawn
         self.leases = LeaseKeeper(ledger, clock, lapsed=self._lease_lapsed)
@@ -159,7 +162,7 @@ class Sessions:
                         )
                     self._dispatcher.pump()
                 case LogChunk() | LogGrown():
-                    pass  # taken by the logs, once there are any
+                    self._logs.receive(handle, frame)
                 case Heartbeat():
                     if frame.held is not None:
                         self._send_missing(handle, {(ref.seq, ref.attempt) for ref in frame.held})

@@ -130,6 +130,7 @@ class LogGrown(Frame, frozen=True):
 
     seq: int
     attempt: int
+    run: int = 0
 
 
 class Heartbeat(Frame, frozen=True):

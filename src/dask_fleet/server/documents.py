@@ -122,5 +122,11 @@ def job_document(controller: Controller, job: JobRecord, *, result: StoredResult
         result=inline_json(result) if result is not None else None,
         result_media_type=result.media_type if result is not None else None,
         result_size=result.size if result is not None else None,
-        links={"self": link, "result": f"{link}/result", "events": f"{link}/events", "attempts": f"{link}/attempts"},
+        links={
+            "self": link,
+            "result": f"{link}/result",
+            "events": f"{link}/events",
+            "attempts": f"{link}/attempts",
+            "logs": f"{link}/logs",
+        },
     )

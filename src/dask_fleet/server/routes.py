@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.routing import BaseRoute
 
 from dask_fleet.controller.controller import Controller
-from dask_fleet.server import routes_events, routes_jobs, routes_meta, routes_results, routes_tokens
+from dask_fleet.server import routes_events, routes_jobs, routes_logs, routes_meta, routes_results, routes_tokens
 from dask_fleet.server.signin import SignIn
 from dask_fleet.server.tokens import TokenBook
 
@@ -16,6 +16,7 @@ def all_routes(controller: Controller, *, sign_in: SignIn, tokens: TokenBook, ne
         *routes_jobs.routes(controller),
         *routes_results.routes(controller),
         *routes_events.routes(controller),
+        *routes_logs.routes(controller),
         *routes_tokens.routes(tokens),
         *routes_meta.routes(controller, sign_in=sign_in, needs_agent=needs_agent),
     ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 
 import msgspec
 from starlette.requests import Request
@@ -17,6 +18,7 @@ from dask_fleet.model.states import EventKind
 from dask_fleet.protocol.frames import Progress
 from dask_fleet.server.auth import Scope, principal_of, require
 from dask_fleet.server.documents import rfc3339
+from dask_fleet.server.log_tail import LogTail, parse_places
 from dask_fleet.server.methods import Methods
 from dask_fleet.server.query import query_of
 from dask_fleet.server.streaming import Streamed
@@ -67,7 +69,7 @@ def progress_bytes(progress: Progress) -> bytes:
     return b"event: progress\ndata: %s\n\n" % msgspec.json.encode(data)
 
 
-def resume_after(request: Request) -> int:
+def resume_after(query: Mapping[str, str], request: Request) -> int:
     """Return the id of the last event that the caller has seen, 0 if none.
 
     Raises
@@ -75,7 +77,6 @@ def resume_after(request: Request) -> int:
     BadRequest
         If ``Last-Event-ID`` or ``?after=`` is no event id.
     """
-    query = query_of(request, {"after"})
     # The header is the newer one: a browser repeats the URL it was given, and adds the header when it comes back.
     text = request.headers.get("last-event-id") or query.get("after") or "0"
     if not _EVENT_ID.match(text):
@@ -91,19 +92,24 @@ class _Events:
     async def stream(self, request: Request) -> Response:
         principal = principal_of(request)
         require(principal, Scope.READ)
-        after = resume_after(request)
+        query = query_of(request, {"after", "logs", "logs_after"})
+        after = resume_after(query, request)
+        if query.get("logs", "false") not in {"true", "false"}:
+            raise BadRequest("the query parameter logs must be true or false")
+        told = parse_places(query.get("logs_after", ""))
         job = await self._controller.find(request.path_params["job_id"], principal.tenant)
         if after and job.state.is_terminal and not await self._controller.ledger.events(job.seq, after=after, limit=1):
             # All has been told. 204 is what makes a browser's EventSource stop coming back (HTML, section 9.2).
             return Response(status_code=204, headers=_HEADERS)
         if self._open >= MAX_STREAMS:
             raise CapacityError(f"{MAX_STREAMS} event streams are open; poll the job with ?wait= instead", retry_after_s=5)
-        return Streamed(self._pieces(job, after), headers=_HEADERS, media_type="text/event-stream")
+        tail = LogTail(self._controller.logs, job.seq, told) if query.get("logs") == "true" else None
+        return Streamed(self._pieces(job, after, tail), headers=_HEADERS, media_type="text/event-stream")
 
-    async def _pieces(self, job: JobRecord, after: int) -> AsyncGenerator[bytes, None]:
+    async def _pieces(self, job: JobRecord, after: int, tail: LogTail | None) -> AsyncGenerator[bytes, None]:
         self._open += 1
         try:
-            with self._controller.subscribe(job.seq) as subscription:
+            with self._controller.subscribe(job.seq, logs=tail is not None) as subscription:
                 yield b"retry: %d\n\n" % RECONNECT_MS
                 last_kind: EventKind | None = None
                 shown: Progress | None = None
@@ -116,7 +122,15 @@ class _Events:
                     while page := await self._controller.ledger.events(job.seq, after=after, limit=_PAGE):
                         for event in page:
                             after, last_kind = event.event_id, event.kind
+                            if tail is not None and last_kind in _TERMINAL_KINDS:
+                                async with aclosing(tail.news(job)) as pieces:
+                                    async for piece in pieces:
+                                        yield piece
                             yield event_bytes(event)
+                    if tail is not None:
+                        async with aclosing(tail.news(job)) as pieces:
+                            async for piece in pieces:
+                                yield piece
                     if job.state.is_terminal and (last_kind is None or last_kind in _TERMINAL_KINDS):
                         return
                     progress = self._controller.progress_of(job.seq)

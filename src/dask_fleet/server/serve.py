@@ -21,6 +21,7 @@ import uvloop
 from dask_fleet.config.settings import Settings
 from dask_fleet.controller.controller import Controller
 from dask_fleet.model.errors import BindRefused, SetupError
+from dask_fleet.model.logs import LOG_FOLDER
 from dask_fleet.plugins.backend import Backend, Health
 from dask_fleet.plugins.clock import Clock, SystemClock
 from dask_fleet.plugins.ledger import Ledger
@@ -176,7 +177,8 @@ def prepare_data_dir(path: Path) -> Path:
     path = path.expanduser().absolute()
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (path / "spool").mkdir(mode=0o700, exist_ok=True)
+        for name in ("spool", LOG_FOLDER):
+            (path / name).mkdir(mode=0o700, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as exc:
