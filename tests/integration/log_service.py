@@ -1,3 +1,4 @@
+# ruff: noqa: T201 - printing is what they are for
 """Functions that write: to standard output and error, to logging, from coroutines, threads, executors and graphs."""
 
 import asyncio

@@ -107,7 +107,10 @@ def test_coroutines_threads_and_tasks_write_into_their_own_jobs_log(fleet: Serve
         caller.join(60)
     for name in names:
         assert found["waits", name] == f"{name} before\n{name} in a thread\n{name} after\n"
-        assert sorted(found["threads", name].splitlines()) == [f"{name} own thread", *(f"{name} shared {n}" for n in range(4))]
+        assert sorted(found["threads", name].splitlines()) == [
+            f"{name} own thread",
+            *(f"{name} shared {n}" for n in range(4)),
+        ]
         assert sorted(found["graph", name].splitlines()) == [f"{name} task {n}" for n in range(6)]
 
 

@@ -115,7 +115,7 @@ async def _next(source: AsyncIterator[T]) -> T:
 
 
 async def _close(source: AsyncIterator[T]) -> None:
-    generator = cast("AsyncGenerator[T, None]", source)
+    generator = cast("Any", source)
     async with asyncio.timeout(_STOP_S):
         while generator.ag_running:  # noqa: ASYNC110 - a step that Ctrl-C has just cancelled is ending; nothing tells when
             await asyncio.sleep(0.005)

@@ -11,6 +11,7 @@ from dask_fleet.model.jobs import MAX_PRIORITY, MIN_PRIORITY
 from dask_fleet.model.states import AttemptState, OpenReason, RunState
 from dask_fleet.server.auth import Scope
 from dask_fleet.server.json_schemas import TAGGED_FLOAT
+from dask_fleet.server.openapi_logs import FOLLOW_PARAMETERS, LOGS_SCHEMA, logs_path
 from dask_fleet.server.query import MAX_WAIT_S
 from dask_fleet.server.routes_tokens import MAX_VALID_S, NAME_PATTERN
 
@@ -133,7 +134,7 @@ COMMON_SCHEMAS: dict[str, Any] = {
             "result": {"description": "The result as JSON, if there is one and it is small; else fetch `links.result`."},
             "result_media_type": {"type": ["string", "null"]},
             "result_size": {"type": ["integer", "null"], "description": "Bytes of the stored form."},
-            "links": _object({name: {"type": "string"} for name in ("self", "result", "events", "attempts")}),
+            "links": _object({name: {"type": "string"} for name in ("self", "result", "events", "attempts", "logs")}),
         }
     ),
     "Failure": _FAILURE,
@@ -158,11 +159,10 @@ COMMON_SCHEMAS: dict[str, Any] = {
             "created_at": _TIME,
             "expires_at": or_null(_TIME),
             "revoked_at": or_null(_TIME),
-        }
-    ),
+    "Logs": LOGS_SCHEMA,
     "Event": {
         **_object({name: {"type": "string"} for name in ("event", "id", "data")}, optional=("event", "id", "data")),
-        "description": "One server-sent event: its kind, its id (not of `progress`), and its data as JSON text.",
+        "description": "One server-sent event: its kind, its id (not of `progress` and `log`), and its data as JSON text.",
     },
     "Problem": {
         **_object(
@@ -319,16 +319,18 @@ FIXED_PATHS: dict[str, Any] = {
             _query(
                 "after", {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}, "The same, where a header cannot be set."
             ),
+            *FOLLOW_PARAMETERS,
         ),
         responses={
             "200": {
-                "description": "The events of the ledger with their ids, and `progress` without; ends with the job.",
+                "description": "The events of the ledger with their ids, `progress` and `log` without; ends with the job.",
                 "content": {"text/event-stream": {"schema": ref("schemas", "Event")}},
             },
             "204": {"description": "All has been told."},
             **_USUAL,
         },
     ),
+    "/v1/jobs/{job_id}/logs": logs_path(_JOB_PARAMETER, {**problems(406, 416), **_USUAL}),
     "/v1/jobs/{job_id}/attempts": _page(
         "get",
         tag="jobs",

@@ -26,6 +26,7 @@ from dask_fleet.protocol.frames import (
     Cancel,
     Heartbeat,
     Hello,
+    LogGrown,
     Outcome,
     Progress,
     Ready,
@@ -65,6 +66,7 @@ class FakeServer:
         self.ready: list[Ready] = []
         self.outcomes: list[Outcome] = []
         self.progress: list[Progress] = []
+        self.grown: list[LogGrown] = []
         self.version = ""
         self._server: Server | None = None
         self._connection: ServerConnection | None = None
@@ -167,6 +169,8 @@ class FakeServer:
                     self.outcomes.append(frame)
                     if self.acknowledges:
                         acks.append(Ack(frame.seq, frame.attempt))
+                elif isinstance(frame, LogGrown):
+                    self.grown.append(frame)
                 else:
                     assert isinstance(frame, Heartbeat)
             if acks:
