@@ -159,6 +159,8 @@ COMMON_SCHEMAS: dict[str, Any] = {
             "created_at": _TIME,
             "expires_at": or_null(_TIME),
             "revoked_at": or_null(_TIME),
+        }
+    ),
     "Logs": LOGS_SCHEMA,
     "Event": {
         **_object({name: {"type": "string"} for name in ("event", "id", "data")}, optional=("event", "id", "data")),
