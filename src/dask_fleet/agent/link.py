@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
-import ssl
 from collections.abc import Callable
 from enum import Enum
-from urllib.parse import urlsplit
 
+from dask_fleet.agent.address import read_address
 from dask_fleet.agent.connection import Connection, Refused
 from dask_fleet.agent.options import AgentOptions
+from dask_fleet.config.trust import CURE, explain
+from dask_fleet.model.errors import SetupError
 from dask_fleet.protocol.frames import HEARTBEAT_S, AgentFrame, Hello, ServerFrame, Welcome
 
 log = logging.getLogger(__name__)
@@ -23,10 +23,8 @@ _FIRST_BACKOFF_S = 0.05
 _MAX_BACKOFF_S = 2.0
 _LOOK_S = 0.05
 """How often a changed server file is looked for while waiting: a server that is just starting is found at once."""
-_SILENCE_S = 45.0
-"""A server that sends nothing for so long, pings unanswered, is as good as away."""
-_PING_EVERY = 3
-"""Heartbeats between pings."""
+_SILENCE_S = 3 * HEARTBEAT_S
+"""A server that sends nothing for so long, pings unanswered, is as good as away: so long as it believes in us unheard."""
 
 
 class Ending(Enum):
@@ -67,6 +65,8 @@ class Link:
         self._heartbeat = heartbeat
         self._connection: Connection | None = None
         self._welcomed = False
+        self._was_welcomed = False
+        self._distrusted = ""
 
     @property
     def connected(self) -> bool:
@@ -98,8 +98,17 @@ class Link:
                     )
                     return Ending.REFUSED
                 log.info("no server yet: %s", exc)
-            except (OSError, ValueError, TimeoutError) as exc:
-                log.debug("no server yet: %s", exc)
+            except (OSError, ValueError, TimeoutError, SetupError) as exc:
+                why_not = explain(exc) or (exc.detail if isinstance(exc, SetupError) else None)
+                if why_not is None:
+                    log.debug("no server yet: %s", exc)
+                elif why_not != self._distrusted:  # said once, not at each try
+                    self._distrusted = why_not
+                    log.warning(
+                        "refused to speak with the server: %s. %s", why_not, CURE, extra={"action": "server_untrusted"}
+                    )
+                if why_not is not None and self._options.server is not None and not self._was_welcomed:
+                    return Ending.REFUSED  # it never was right: nothing that waiting mends
             else:
                 why = await self._stay(connection)
                 log.warning("connection lost: %s", why, extra={"action": "disconnected", "why": why})
@@ -119,22 +128,14 @@ class Link:
             self._connection.close(reason)
 
     async def _connect(self) -> Connection:
-        """Open a websocket; raises `Refused`, OSError, TimeoutError or ValueError (an unusable server file)."""
+        """Open a websocket; raises `Refused`, OSError, TimeoutError, ValueError or SetupError (unusable files)."""
         loop = asyncio.get_running_loop()
-        parts = urlsplit(self._server_url())
-        secure = parts.scheme == "https"
-        host, port = parts.hostname, parts.port or (443 if secure else 80)
-        if parts.scheme not in {"http", "https"} or host is None:
-            raise ValueError(f"not a server's URL: {parts.geturl()!r}")
-        uri = f"{'wss' if secure else 'ws'}://{parts.netloc}{parts.path.rstrip('/')}{AGENTS_PATH}"
-        # A small local file, read once a connect: not worth a thread.
-        token = self._options.token_file.read_text().strip()
+        address = read_address(self._options)  # small local files, read once a connect: not worth a thread
+        context = await asyncio.to_thread(address.context) if address.secure else None
+        uri = f"{address.url.replace('http', 'ws', 1)}{AGENTS_PATH}"
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
             _, connection = await loop.create_connection(
-                lambda: Connection(uri, token, self._receive),
-                host,
-                port,
-                ssl=ssl.create_default_context() if secure else None,
+                lambda: Connection(uri, address.token, self._receive), address.host, address.port, ssl=context
             )
             try:
                 await connection.open
@@ -160,8 +161,7 @@ class Link:
                 elif self._welcomed:
                     for frame in self._heartbeat():
                         connection.send(frame)
-                    if beats % _PING_EVERY == 0:
-                        connection.ping()
+                    connection.ping()
             return connection.closed.result()
         finally:
             self._connection = None
@@ -169,21 +169,12 @@ class Link:
 
     def _receive(self, frames: list[ServerFrame]) -> None:
         if not self._welcomed and frames and isinstance(frames[0], Welcome):
-            self._welcomed = True
+            self._welcomed = self._was_welcomed = True
+            self._distrusted = ""
             self._on_welcome(frames[0])
             frames = frames[1:]
         if self._welcomed:
             self._on_frames(frames)
-
-    def _server_url(self) -> str:
-        if self._options.server is not None:
-            return self._options.server
-        assert self._options.server_file is not None
-        document = json.loads(self._options.server_file.read_bytes())
-        url = document.get("url") if isinstance(document, dict) else None
-        if not isinstance(url, str):
-            raise ValueError(f"{self._options.server_file} has no url")  # noqa: TRY004 - the content is bad, not a type
-        return url
 
     def _stamp(self) -> tuple[int, int]:
         """What tells that the server file was written anew."""

@@ -6,16 +6,20 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
+from dask_fleet.agent.address import refuse_clear_text
+from dask_fleet.agent.home import ensure_home
 from dask_fleet.agent.link import Ending, Link
 from dask_fleet.agent.lock import AgentLock
 from dask_fleet.agent.options import AgentOptions, parse_arguments
 from dask_fleet.agent.outbox import Outbox
 from dask_fleet.agent.supervisor import Supervisor
+from dask_fleet.agent.uploads import Uploads
 from dask_fleet.agent.worker_process import SECRETS
 from dask_fleet.agent.workers import Launcher
 from dask_fleet.model.errors import SetupError
@@ -41,6 +45,8 @@ SIGNAL_DRAIN_S = 5.0
 """What SIGTERM and Ctrl-C give running attempts; the server's `Shutdown` says its own."""
 _ACK_S = 2.0
 """How long the last outcomes may take to be acknowledged; what is not goes to disk."""
+_UPLOADED_S = 30.0
+"""The same where large results have to be uploaded first."""
 _PACKAGES = ("dask", "distributed", "numpy", "pandas", "pyarrow", "msgpack", "cloudpickle")
 
 
@@ -49,8 +55,11 @@ class Agent:
 
     def __init__(self, options: AgentOptions, outbox: Outbox) -> None:
         self._options = options
-        self._id = random_id(options.name)
+        # In the server's own folder there is no other home that could have this name.
+        self._home = options.name if options.shares_data else ensure_home(options.data_dir, options.name)
+        self._id = random_id(self._home)
         self._outbox = outbox
+        self._uploads = None if options.shares_data else Uploads(options, uploaded=self._send)
         self._launcher = Launcher(
             name=options.name, nthreads=options.nthreads, spool=options.spool, logs=options.logs
         )
@@ -71,7 +80,7 @@ class Agent:
             on_lost=outbox.disconnected,
             heartbeat=self._heartbeat,
         )
-        self._told_to_end: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._told_to_end: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
         self._acknowledged = asyncio.Event()
 
     async def run(self) -> int:
@@ -79,6 +88,8 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end_in, SIGNAL_DRAIN_S)
+        if self._options.lifetime_s is not None:
+            loop.call_later(self._options.lifetime_s, self._retire)
         link = asyncio.create_task(self._link.run(), name="link")
         parts: list[asyncio.Future[Any]] = [link, self._told_to_end]
         try:
@@ -90,24 +101,36 @@ class Agent:
             return 0
         finally:
             await self._supervisor.close()
+            if self._uploads is not None:
+                await self._uploads.close()
             link.cancel()
             await asyncio.gather(link, return_exceptions=True)
             await asyncio.to_thread(self._launcher.close)
 
-    def _end_in(self, drain_s: float) -> None:
-        """Begin to end; asked a second time, the drain is cut short."""
+    def _end_in(self, drain_s: float | None) -> None:
+        """Begin to end, after what runs or at most `drain_s`; asked a second time, the drain is cut short."""
         self._supervisor.take_no_more()
         if not self._told_to_end.done():
             self._told_to_end.set_result(drain_s)
         else:
             self._supervisor.abandon("its agent was shut down")
 
-    async def _end(self, drain_s: float, link: asyncio.Task[Ending]) -> None:
+    def _retire(self) -> None:
+        """The lifetime is over: give back what has not begun, and end when what runs has ended."""
+        if not self._told_to_end.done():
+            log.info("lifetime over", extra={"action": "lifetime_over", "running": len(self._supervisor.held())})
+            self._end_in(None)
+            self._supervisor.give_back_waiting()
+
+    async def _end(self, drain_s: float | None, link: asyncio.Task[Ending]) -> None:
         log.info("ending", extra={"action": "shutdown", "drain_s": drain_s})
-        await self._supervisor.drain(drain_s)
+        drain = asyncio.create_task(self._supervisor.drain(drain_s), name="drain")
+        await asyncio.wait([drain, link], return_when=asyncio.FIRST_COMPLETED)  # without a server nobody waits for what runs
+        drain.cancel()
+        await asyncio.gather(drain, return_exceptions=True)
         await self._supervisor.close()
         try:
-            async with asyncio.timeout(_ACK_S):
+            async with asyncio.timeout(_UPLOADED_S if self._uploads else _ACK_S):
                 while len(self._outbox) and self._link.connected:
                     self._acknowledged.clear()
                     await self._acknowledged.wait()
@@ -129,17 +152,25 @@ class Agent:
             self._supervisor.held() + self._outbox.refs(),
             ".".join(str(part) for part in sys.version_info[:3]),
             _package_versions(),
+            home=self._home,
+            host=socket.gethostname(),
+            nworkers=self._options.nworkers,
+            nthreads=self._options.nthreads,
+            pool=self._options.pool,
         )
 
     def _heartbeat(self) -> list[AgentFrame]:
         held = self._supervisor.held() + self._outbox.refs()
-        return [Heartbeat(self._supervisor.free, held), *self._outbox.overdue()]
+        overdue = [outcome for outcome in self._outbox.overdue() if not self._is_held_back(outcome)]
+        return [Heartbeat(self._supervisor.free, held), *overdue]
 
     def _on_welcome(self, welcome: Welcome) -> None:
         if not self._outbox.welcomed(welcome.ledger_id):
             self._supervisor.abandon("the server has another ledger", report=False)
+            if self._uploads is not None:
+                self._uploads.clear()
         for outcome in self._outbox.outcomes():
-            self._link.send(outcome)
+            self._send(outcome)
         self._supervisor.welcome(welcome)
         log.info("connected", extra={"action": "connected", "ledger_id": welcome.ledger_id})
 
@@ -150,6 +181,8 @@ class Agent:
                     self._supervisor.start(frame)
             elif isinstance(frame, Ack):
                 self._outbox.acknowledge(frame.seq, frame.attempt)
+                if self._uploads is not None:
+                    self._uploads.forget((frame.seq, frame.attempt))
                 self._acknowledged.set()
             elif isinstance(frame, Cancel):
                 # One that has ended already: its outcome is on the way, and that is the answer.
@@ -162,14 +195,29 @@ class Agent:
 
     def _deliver(self, outcome: Outcome) -> None:
         self._outbox.add(outcome)
-        self._link.send(outcome)
+        self._send(outcome)
+
+    def _send(self, outcome: Outcome) -> None:
+        if not self._is_held_back(outcome):
+            self._link.send(outcome)
+
+    def _is_held_back(self, outcome: Outcome) -> bool:
+        """Whether its result has still to be brought to the server."""
+        return self._uploads is not None and self._uploads.is_due(outcome)
 
 
 def run(options: AgentOptions) -> int:
     """Run an agent in this process until it ends; returns the exit code.
 
-    0: told to end, or orphaned. 1: refused by the server, or another agent works in the same folder.
+    0: told to end, at the end of its lifetime, or orphaned. 1: refused by the server, or another agent works in the same
+    folder. 78: the token would travel in the clear.
     """
+    try:
+        if options.server is not None:
+            refuse_clear_text(options.server)
+    except SetupError as exc:
+        log.critical("%s", exc.detail)
+        return exc.exit_code
     for name in SECRETS:
         os.environ.pop(name, None)  # nothing this process starts shall inherit a token
     for folder in (options.data_dir, options.spool, options.logs):

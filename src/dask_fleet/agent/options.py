@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dask_fleet.config.fingerprint import parse_fingerprint
 from dask_fleet.model.logs import LOG_FOLDER
 
 DEFAULT_ORPHAN_TIMEOUT_S = 60.0
 """Long enough for a server to be upgraded or to restart after a crash; short enough that no host runs for nobody."""
 DEFAULT_TIMEOUT_GRACE_S = 10.0
 """A function that asks ``dask_fleet.cancelled()`` between its steps has time to put things in order."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,8 +31,16 @@ class AgentOptions:
     """Base URL, such as ``http://127.0.0.1:8000``."""
     server_file: Path | None = None
     """JSON file with a member ``url``; read again at every connect, so that a server may come back on another port."""
+    ca_file: Path | None = None
+    """Certificates of the authorities that vouch for an ``https`` server."""
+    fingerprint: str | None = None
+    """``sha256:…`` of the server's key, which is then all that counts. A server file that has one overrules it."""
     name: str = "local"
     """For people; the agent's id begins with it."""
+    pool: str = "default"
+    """What kind of agent it is, for people."""
+    lifetime_s: float | None = None
+    """After so long it takes nothing new, lets what runs end, and ends itself; ``None``: it goes on."""
     nworkers: int = 1
     """Worker processes."""
     nthreads: int = 1
@@ -43,6 +55,10 @@ class AgentOptions:
             raise ValueError("give the agent exactly one of server and server_file")
         if self.nworkers < 1 or self.nthreads < 1:
             raise ValueError("nworkers and nthreads must be at least 1")
+        if not _NAME.match(self.name) or not _NAME.match(self.pool):
+            raise ValueError("name and pool must be 1 to 64 letters, digits and . _ -")
+        if self.lifetime_s is not None and self.lifetime_s < 0:
+            raise ValueError("lifetime_s must not be negative")
         if self.orphan_timeout_s < 0 or self.timeout_grace_s < 0:
             raise ValueError("orphan_timeout_s and timeout_grace_s must not be negative")
 
@@ -50,6 +66,11 @@ class AgentOptions:
     def slots(self) -> int:
         """Attempts that can run at once."""
         return self.nworkers * self.nthreads
+
+    @property
+    def shares_data(self) -> bool:
+        """Whether the data folder is the server's too: then large results need no upload."""
+        return self.server_file is not None
 
     @property
     def spool(self) -> Path:
@@ -70,7 +91,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> AgentOptions:
     home.add_argument("--server-file", type=Path, help="JSON file with the server's url, DATA_DIR/server.json")
     parser.add_argument("--token-file", type=Path, required=True)
     parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--ca-file", type=Path)
+    parser.add_argument("--fingerprint", type=parse_fingerprint)
     parser.add_argument("--name", default="local")
+    parser.add_argument("--pool", default="default")
+    parser.add_argument("--lifetime", type=float, metavar="SECONDS")
     parser.add_argument("--nworkers", type=int, default=1)
     parser.add_argument("--nthreads", type=int, default=1)
     parser.add_argument("--orphan-timeout", type=float, default=DEFAULT_ORPHAN_TIMEOUT_S, metavar="SECONDS")
@@ -82,7 +107,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> AgentOptions:
             server_file=given.server_file,
             token_file=given.token_file,
             data_dir=given.data_dir,
+            ca_file=given.ca_file,
+            fingerprint=given.fingerprint,
             name=given.name,
+            pool=given.pool,
+            lifetime_s=given.lifetime,
             nworkers=given.nworkers,
             nthreads=given.nthreads,
             orphan_timeout_s=given.orphan_timeout,

@@ -112,7 +112,14 @@ class Supervisor:
         # Else the server would send what we give back again at once, for as long as the drain takes.
         self._report(Ready({}, {}, 0))
 
-    async def drain(self, timeout_s: float) -> None:
+    def give_back_waiting(self) -> None:
+        """Return to the server what has not begun."""
+        for attempt in list(self._waiting):
+            self._forget(attempt)
+            self._deliver(ended(attempt.start, AttemptState.CANCELLED, "", _now_us()))
+        self._waiting.clear()
+
+    async def drain(self, timeout_s: float | None) -> None:
         """Wait until all attempts under way have ended, at most `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib import metadata
@@ -18,6 +18,7 @@ from typing import Any
 
 from dask_fleet.config import Settings, load_client_here
 from dask_fleet.config.discovery import AGENT_TOKEN_FILE, TOKEN_FILE, is_loopback
+from dask_fleet.config.trust import CURE, Trust, explain
 from dask_fleet.model.errors import ConfigError, FleetError
 
 PYTHON = (3, 11)
@@ -64,6 +65,10 @@ def run_checks(flags: Mapping[str, Any]) -> list[Check]:
         check_disk(existing, shutil.disk_usage(existing).free),
         check_fsync(existing),
     ]
+    key = settings.tls_key or folder / "tls" / "key.pem"
+    if key.exists():
+        cure = f"Others could speak in the server's name: chmod 600 {key}, and make another if they may have read it."
+        checks.append(replace(check_secret_file("TLS key", key), cure=cure))
     return checks + check_server(settings)
 
 
@@ -188,18 +193,25 @@ def check_server(settings: Settings) -> list[Check]:
     url = settings.url
     start = "Start one with `dask-fleet serve FILE`, or set FLEET_URL to where it runs."
     try:
-        with httpx.Client(base_url=url, timeout=REQUEST_TIMEOUT_S, trust_env=not is_loopback(url)) as http:
+        trust = Trust(ca_file=settings.ca_file, fingerprint=settings.fingerprint)
+        verify = trust.context() if url.startswith("https:") else False
+        with httpx.Client(base_url=url, timeout=REQUEST_TIMEOUT_S, trust_env=not is_loopback(url), verify=verify) as http:
             started = time.perf_counter()
             health = http.get("/healthz")
             took = time.perf_counter() - started
             ready = http.get("/readyz")
+    except ConfigError as error:
+        return [Check(name="tls", ok=False, detail=error.detail, cure="Correct --ca-file, --fingerprint or their settings.")]
     except httpx.HTTPError as exc:
+        if (why := explain(exc)) is not None:
+            return [Check(name="tls", ok=False, detail=f"{url}: {why}", cure=CURE)]
         return [Check(name="server", ok=False, detail=f"{url} does not answer ({exc})", cure=start)]
     if not health.is_success:
         cure = "Is that a Dask Fleet server?"
         return [Check(name="server", ok=False, detail=f"{url} answers {health.status_code}", cure=cure)]
     checks = [
         Check(name="server", ok=True, detail=f"{url} answers in {took * 1000:.0f} ms"),
+        check_tls(settings),
         Check(
             name="ready",
             ok=ready.is_success,
@@ -209,7 +221,14 @@ def check_server(settings: Settings) -> list[Check]:
         check_clock(health.headers.get("date"), datetime.now(UTC)),
     ]
     try:
-        with Client(url, settings.token, timeout_s=REQUEST_TIMEOUT_S, patience_s=0) as client:
+        with Client(
+            url,
+            settings.token,
+            timeout_s=REQUEST_TIMEOUT_S,
+            patience_s=0,
+            ca_file=settings.ca_file,
+            fingerprint=settings.fingerprint,
+        ) as client:
             status = client.status()
     except FleetError as error:
         cure = "Set FLEET_TOKEN_FILE to DATA_DIR/token of the server, or run this in its folder."
@@ -226,6 +245,18 @@ def check_server(settings: Settings) -> list[Check]:
         ),
         check_agents(status),
     ]
+
+
+def check_tls(settings: Settings) -> Check:
+    """Look at how the way to the server, which has answered, is protected."""
+    name = "tls"
+    if settings.url.startswith("https:"):
+        how = "this machine's authorities" if settings.ca_file is None else str(settings.ca_file)
+        return Check(name=name, ok=True, detail=f"key pinned: {settings.fingerprint}" if settings.fingerprint else how)
+    if is_loopback(settings.url):
+        return Check(name=name, ok=None, detail="not needed on loopback")
+    cure = "Start the server with --tls auto (or --tls-cert), and use its https URL; or go through an SSH tunnel."
+    return Check(name=name, ok=False, detail=f"{settings.url} is clear text: the token can be read on its way", cure=cure)
 
 
 def check_clock(date: str | None, now: datetime) -> Check:

@@ -16,6 +16,16 @@ Url = Annotated[
         show_default=False,
     ),
 ]
+CAFile = Annotated[
+    Path | None,
+    typer.Option("--ca-file", metavar="FILE", help="Certificates (PEM) of the authorities that vouch for the server."),
+]
+Fingerprint = Annotated[
+    str | None,
+    typer.Option(
+        "--fingerprint", metavar="sha256:…", help="The server's key, as it prints it; nothing else is trusted then."
+    ),
+]
 Config = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="Read this instead of ./fleet.yaml (or FLEET_CONFIG)."),

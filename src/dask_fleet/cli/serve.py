@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,16 @@ def serve(
     ],
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.", show_default="8000")] = None,
+    tls: Annotated[
+        str | None,
+        typer.Option(
+            metavar="off|auto", help="auto: speak TLS with a certificate that the server makes itself.", show_default="off"
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Speak TLS with this certificate (PEM, with its chain).")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="The certificate's private key (PEM).")] = None,
     data_dir: options.DataDir = None,
     nworkers: Annotated[
         int | None, typer.Option(help="Worker processes of the local agent.", show_default="the CPUs there are")
@@ -54,6 +65,9 @@ def serve(
         {
             "host": host,
             "port": port,
+            "tls": tls,
+            "tls_cert": tls_cert,
+            "tls_key": tls_key,
             "data_dir": data_dir,
             "nworkers": nworkers,
             "nthreads": nthreads,

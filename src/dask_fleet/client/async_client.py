@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import datetime, timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -19,6 +20,7 @@ from dask_fleet.client.options import CallOptions, encode_params, time_text
 from dask_fleet.client.retries import RetryPolicy
 from dask_fleet.client.transport import Transport
 from dask_fleet.config import Secret, load_client_here
+from dask_fleet.config.trust import Trust
 from dask_fleet.model.states import RunState
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -39,6 +41,11 @@ class AsyncClient:
         Longest silence of the server in one request. Waiting for a job is not silence.
     patience_s
         How long requests are repeated while the server restarts, is full, or the network fails.
+    ca_file
+        Certificates of the authorities that vouch for an ``https`` server. Else ``FLEET_CA_FILE``, or those of this machine.
+    fingerprint
+        ``sha256:…`` of the server's key, which is then all that counts. Else ``FLEET_FINGERPRINT``, or that of the server
+        that runs from this folder.
     transport
         Another way to the server than the network (tests: ``httpx.ASGITransport``).
 
@@ -58,9 +65,12 @@ class AsyncClient:
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         patience_s: float = DEFAULT_PATIENCE_S,
+        ca_file: str | Path | None = None,
+        fingerprint: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        settings = load_client_here({"url": url, "token": token}).settings
+        given = {"url": url, "token": token, "ca_file": ca_file, "fingerprint": fingerprint}
+        settings = load_client_here(given).settings
         self.url = settings.url
         self._catalogue: Catalogue | None = None
         self._transport = Transport(
@@ -68,6 +78,7 @@ class AsyncClient:
             settings.token,
             timeout_s=timeout_s,
             retry=RetryPolicy(patience_s=patience_s),
+            trust=Trust(ca_file=settings.ca_file, fingerprint=settings.fingerprint),
             http=transport,
         )
 

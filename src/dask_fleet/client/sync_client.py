@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,7 +28,7 @@ class Client:
 
     Parameters
     ----------
-    url, token, timeout_s, patience_s, transport
+    url, token, timeout_s, patience_s, ca_file, fingerprint, transport
         As of `AsyncClient`.
 
     Examples
@@ -45,9 +46,19 @@ class Client:
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         patience_s: float = DEFAULT_PATIENCE_S,
+        ca_file: str | Path | None = None,
+        fingerprint: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._inner = AsyncClient(url, token, timeout_s=timeout_s, patience_s=patience_s, transport=transport)
+        self._inner = AsyncClient(
+            url,
+            token,
+            timeout_s=timeout_s,
+            patience_s=patience_s,
+            ca_file=ca_file,
+            fingerprint=fingerprint,
+            transport=transport,
+        )
         self._loop = BackgroundLoop("dask-fleet client")
         # Also when nobody calls close, at the latest when the interpreter ends, sockets and thread are let go.
         self._finalizer = weakref.finalize(self, self._loop.close, self._inner.aclose)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -17,7 +18,8 @@ from dask_fleet.client.problems import error_from
 from dask_fleet.client.retries import RETRYABLE_STATUS, RetryPolicy
 from dask_fleet.config.discovery import is_loopback
 from dask_fleet.config.secret import Secret
-from dask_fleet.model.errors import ConnectionFailed, FleetError
+from dask_fleet.config.trust import CURE, Trust, explain
+from dask_fleet.model.errors import ConnectionFailed, FleetError, UntrustedServer
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_CONNECTIONS = 100
@@ -36,6 +38,8 @@ class Transport:
         Longest silence of the server in one request, beyond the time it was asked to wait.
     retry
         How patiently requests are repeated.
+    trust
+        How the server of an ``https`` URL is known; by default what this machine's authorities say.
     http
         Another transport than the network, for tests.
     """
@@ -47,6 +51,7 @@ class Transport:
         *,
         timeout_s: float,
         retry: RetryPolicy,
+        trust: Trust | None = None,
         http: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.url = url
@@ -63,7 +68,7 @@ class Transport:
             # A cluster's proxy settings rarely exempt this machine, and loopback never needs a proxy.
             trust_env=not is_loopback(url),
             # Reading the certificate bundle takes 20 ms; redirects are not followed, so plain HTTP never needs it.
-            verify=urlsplit(url).scheme == "https",
+            verify=_verification(url, trust),
             limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS),
         )
 
@@ -170,14 +175,23 @@ class Transport:
         return httpx.Timeout(self._timeout_s, connect=CONNECT_TIMEOUT_S, read=self._timeout_s + wait_s, pool=None)
 
     def _worth_retrying(self, exc: httpx.TransportError) -> bool:
-        if isinstance(exc, httpx.UnsupportedProtocol | httpx.ProxyError):
+        if isinstance(exc, httpx.UnsupportedProtocol | httpx.ProxyError) or explain(exc) is not None:
             return False
         # A server never seen is most likely not running or elsewhere: say so at once. One seen before may be restarting.
         return self._reached or not isinstance(exc, httpx.ConnectError | httpx.ConnectTimeout)
 
     def _unreachable(self, exc: httpx.TransportError) -> ConnectionFailed:
+        if (why := explain(exc)) is not None:
+            return UntrustedServer(f"refused to speak with {self.url}: {why}. {CURE}")
         reason = str(exc) or type(exc).__name__
         return ConnectionFailed(
             f"cannot reach the server at {self.url} ({reason}). Is it running? Start one with `dask-fleet serve FILE`, "
             "or set FLEET_URL to where it runs."
         )
+
+
+def _verification(url: str, trust: Trust | None) -> ssl.SSLContext | bool:
+    """Return how httpx is to know the server. A context costs 20 ms, so only those get one who need it."""
+    if urlsplit(url).scheme != "https":
+        return False
+    return True if trust is None or trust == Trust() else trust.context()

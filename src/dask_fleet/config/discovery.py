@@ -1,6 +1,7 @@
 """How SDK and CLI find their server: named, or running from this folder.
 
-Next to ``dask-fleet serve`` nothing need be set: the data folder has ``server.json`` (its URL) and ``token``.
+Next to ``dask-fleet serve`` nothing need be set: the data folder has ``server.json`` (its URL, and with TLS the fingerprint
+of its key) and ``token``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def load_client(environ: Mapping[str, str], flags: Mapping[str, Any], cwd: Path)
     """Return the settings a caller of a server needs: as `load`, with URL and token looked for.
 
     The URL, if nothing names one, is the one in ``DATA_DIR/server.json``. The token, if nothing names one, is read from the
-    file that ``FLEET_TOKEN_FILE`` names, else from ``DATA_DIR/token`` - but only for a server on this machine.
+    file that ``FLEET_TOKEN_FILE`` names, else from ``DATA_DIR/token`` - but only for a server on this machine, or the
+    very one in ``server.json``. That one's fingerprint is pinned, unless another or a CA file is named.
 
     Raises
     ------
@@ -36,16 +38,18 @@ def load_client(environ: Mapping[str, str], flags: Mapping[str, Any], cwd: Path)
     """
     found = load(environ, flags, cwd)
     data_dir = cwd / found.settings.data_dir
-    if found.origins["url"] == "default":
-        server = data_dir / SERVER_FILE
-        url = _server_url(server)
-        if url is not None:
-            found = found.with_value("url", url, str(server))
+    server = data_dir / SERVER_FILE
+    url, fingerprint = _announced(server)
+    if url is not None and found.origins["url"] == "default":
+        found = found.with_value("url", url, str(server))
+    is_announced = found.settings.url == url
+    if is_announced and fingerprint is not None and found.settings.ca_file is None and found.settings.fingerprint is None:
+        found = found.with_value("fingerprint", fingerprint, str(server))
     if found.settings.token is None:
         if environ.get(ENV_TOKEN_FILE):
             path = cwd / Path(environ[ENV_TOKEN_FILE]).expanduser()
             found = found.with_value("token", _named_token(path), f"{ENV_TOKEN_FILE} ({path})")
-        elif is_loopback(found.settings.url):
+        elif is_announced or is_loopback(found.settings.url):
             path = data_dir / TOKEN_FILE
             text = _own_text(path)
             if text:
@@ -75,15 +79,18 @@ def _own_text(path: Path) -> str | None:
         return None
 
 
-def _server_url(path: Path) -> str | None:
-    """Return the URL in ``server.json``, or ``None`` if there is none to be had."""
+def _announced(path: Path) -> tuple[str | None, str | None]:
+    """Return URL and fingerprint in ``server.json``; ``None`` for what is not to be had."""
     text = _own_text(path)
     if not text:
-        return None
+        return None, None
     try:
-        return str(parse("url", json.loads(text)["url"]))
-    except (ValueError, KeyError, TypeError):
-        return None
+        told = json.loads(text)
+        url = str(parse("url", told["url"]))
+        fingerprint = told.get("fingerprint")
+        return url, None if fingerprint is None else str(parse("fingerprint", fingerprint))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None, None
 
 
 def _named_token(path: Path) -> Secret:

@@ -12,8 +12,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dask_fleet.config.durations import parse_duration
+from dask_fleet.config.fingerprint import parse_fingerprint
 from dask_fleet.config.secret import Secret
-from dask_fleet.config.settings import LOG_FORMATS, LOG_LEVELS, Settings
+from dask_fleet.config.settings import LOG_FORMATS, LOG_LEVELS, TLS_MODES, Settings
 
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
@@ -105,9 +106,22 @@ def _secret(value: Any) -> Secret:
     return Secret(text)
 
 
+def _tls_mode(value: Any) -> str:
+    if value is False:
+        return "off"  # what YAML makes of the plain word
+    return _one_of(*TLS_MODES)(value)
+
+
+def _fingerprint(value: Any) -> str:
+    return parse_fingerprint(_text(value))
+
+
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "host": _text,
     "port": _whole(0, 65_535),
+    "tls": _tls_mode,
+    "tls_cert": _path,
+    "tls_key": _path,
     "data_dir": _path,
     "nworkers": _whole(1),
     "nthreads": _whole(1),
@@ -122,6 +136,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "ledger": _text,
     "result_store": _text,
     "url": _url,
+    "ca_file": _path,
+    "fingerprint": _fingerprint,
     "token": _secret,
 }
 assert _PARSERS.keys() == {field.name for field in fields(Settings)}, "each setting has its parser"

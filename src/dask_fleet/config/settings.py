@@ -10,6 +10,7 @@ from dask_fleet.config.secret import Secret
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 LOG_LEVELS = ("debug", "info", "warning", "error")
+TLS_MODES = ("off", "auto")
 LOG_FORMATS = ("text", "json")
 
 
@@ -18,7 +19,15 @@ class Settings:
     """All settings. Files, variables and flags name them without the unit: ``orphan_timeout_s`` is ``orphan-timeout``."""
 
     host: str = "127.0.0.1"
-    """Address the server listens on. Loopback, because without TLS a token on another address could be read on its way."""
+    """Address the server listens on. Loopback, because without TLS a token on another address could be read on its way:
+    those are refused unless `tls` or `tls_cert` is set."""
+    tls: str = "off"
+    """``auto``: the server makes key and certificate in its data folder, and who connects pins the key's fingerprint. Off,
+    as loopback needs none; other addresses need this or `tls_cert`."""
+    tls_cert: Path | None = None
+    """Certificate (PEM, with its chain) that the server shows; read anew when it changes. None: clear text on loopback."""
+    tls_key: Path | None = None
+    """Private key of the certificate (PEM, not encrypted). None: it is in the certificate's file."""
     port: int = 8000
     """TCP port the server listens on; 0 takes any free one. 8000 is what Python's web servers use."""
     data_dir: Path = Path(".fleet")
@@ -50,5 +59,10 @@ class Settings:
     """Name of the result store's implementation, or ``module:Class``. Files in the data folder need nothing else."""
     url: str = DEFAULT_URL
     """Server that SDK and CLI talk to. What ``dask-fleet serve`` listens on when nothing else is said."""
+    ca_file: Path | None = None
+    """Certificates (PEM) of the authorities that SDK, CLI and agents trust to name the server. None: this machine's."""
+    fingerprint: str | None = None
+    """``sha256:…`` of the server's public key that SDK, CLI and agents insist on, whoever signed it. None: from the server
+    in this folder, else the authorities decide."""
     token: Secret | None = None
     """Token that SDK and CLI show. None here: it comes from a variable, a file or a server in this folder."""

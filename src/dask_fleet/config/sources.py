@@ -23,6 +23,7 @@ _ENV_OTHER = (ENV_CONFIG, ENV_TOKEN_FILE)
 
 _FIELD_OF = {public_name(field.name): field.name for field in fields(Settings)}
 _SECRETS = frozenset({"token"})
+_PATHS = frozenset({"data_dir", "tls_cert", "tls_key", "ca_file"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,7 @@ def load(environ: Mapping[str, str], flags: Mapping[str, Any], cwd: Path) -> Loa
                     f"(mode 0600) and name that in {ENV_TOKEN_FILE}, or set FLEET_TOKEN"
                 )
             take(name, value, str(path), f"{key} in {path}")
-            if name == "data_dir":
+            if name in _PATHS:
                 values[name] = path.parent / values[name]  # a file's paths mean the same from every working folder
     env_names = {ENV_PREFIX + name.replace("-", "_").upper(): field for name, field in _FIELD_OF.items()}
     for key in sorted(environ):

@@ -51,6 +51,8 @@ class AgentHandle:
         self.name = name
         self.home = agent_home(agent_id)
         """Names its data folder: agents with one home never live at the same time."""
+        self.host = ""
+        self.pool = "default"
         self.slots = 0
         self.nworkers = 1
         """Worker processes: as many suspects can run at once."""

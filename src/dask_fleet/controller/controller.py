@@ -368,6 +368,19 @@ class Controller:
         held = handle.held.get((seq, job.attempt)) if handle else None
         return held.progress if held else None
 
+    def result_limit(self, seq: int, attempt: int) -> int:
+        """Return how large the result of an attempt may be, in bytes.
+
+        Raises
+        ------
+        Conflict
+            If that is not an attempt under way: what it brings would be refused by the fence.
+        """
+        job = self._dispatcher.by_seq.get(seq)
+        if job is None or job.attempt != attempt or job.state is not RunState.RUNNING:
+            raise Conflict("that attempt is not under way any more: its outcome would be refused")
+        return job.policy.max_result_bytes
+
     def waiting_for(self, job: JobRecord) -> str | None:
         """Say what a queued run waits for."""
         return self._dispatcher.waiting_for(job)
@@ -409,6 +422,8 @@ class Controller:
                 {
                     "agent": handle.agent_id,
                     "name": handle.name,
+                    "host": handle.host,
+                    "pool": handle.pool,
                     "connected": handle.connected,
                     "slots": handle.slots,
                     "free": handle.free,

@@ -9,12 +9,13 @@
     │   ├── NotFound · MethodNotAllowed · NotAcceptable · PreconditionFailed · RangeNotSatisfiable
     │   └── Conflict · ResultExpired
     ├── CapacityError               the caller may try again later
-    │   └── QueueFull · Draining · LedgerUnavailable
+    │   └── QueueFull · Draining · LedgerUnavailable · SpoolFull
     ├── JobError                    the job ended without a result
     │   └── JobFailed · JobCancelled · JobExpired
     ├── SetupError                  found at start; the message names the cure
-    │   └── ConfigError · ServiceDefinitionError · ServiceImportError · LedgerInUse · LedgerTooNew · BindRefused
-    ├── ConnectionFailed · WaitTimeout   the SDK could not reach the server, or waited long enough
+    │   └── ConfigError · ServiceDefinitionError · ServiceImportError · LedgerInUse · LedgerTooNew · BindRefused ·
+    │       ClearTextRefused
+    ├── ConnectionFailed · UntrustedServer · WaitTimeout   the SDK could not reach the server, or waited long enough
     └── InternalError · InvalidTransition · ResultCorrupt · ProtocolError
 
 Each class has a stable ``code`` (what a program tests), an HTTP ``status`` and ``retryable``. The message is safe to show.
@@ -204,6 +205,14 @@ class LedgerUnavailable(CapacityError):
     title = "The ledger is unavailable"
 
 
+class SpoolFull(CapacityError):
+    """There is no room for a result that an agent uploads; it keeps it and tries again."""
+
+    code = "spool_full"
+    status = 507
+    title = "No room for the result"
+
+
 class JobError(FleetError):
     """The job ended without a result. ``failure`` is the failure document of the job, if any."""
 
@@ -289,12 +298,28 @@ class BindRefused(SetupError):
     exit_code = 78
 
 
+class ClearTextRefused(SetupError):
+    """An agent would send its token to another host in the clear (exit code 78, EX_CONFIG of sysexits.h)."""
+
+    code = "clear_text_refused"
+    title = "Refused to connect without TLS"
+    exit_code = 78
+
+
 class ConnectionFailed(FleetError):
     """The server could not be reached; the message names its URL and what to check."""
 
     code = "connection_failed"
     title = "Cannot reach the server"
     retryable = True
+
+
+class UntrustedServer(ConnectionFailed):
+    """The server is not the one that was meant: another key than the pinned one, or no authority vouches for it."""
+
+    code = "untrusted_server"
+    title = "Refused to speak with the server"
+    retryable = False
 
 
 class WaitTimeout(FleetError, TimeoutError):

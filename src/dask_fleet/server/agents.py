@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 AGENTS_PATH = "/v1/agents"
 HELLO_TIMEOUT_S = 10.0
-SILENCE_S = 6 * HEARTBEAT_S
+SILENCE_S = 4 * HEARTBEAT_S
 """After so long without a frame the connection is taken for dead; the agent goes on and reconnects."""
 
 _GOING_AWAY, _PROTOCOL_ERROR = 1001, 1002  # close codes of RFC 6455

@@ -10,8 +10,16 @@ from typing import Any
 from dask_fleet.model.manifest import Manifest
 
 
-def banner(manifest: Manifest, *, url: str, signin_code: str, token_file: Path) -> str:
-    """Return the lines to print."""
+def banner(
+    manifest: Manifest,
+    *,
+    url: str,
+    signin_code: str,
+    token_file: Path,
+    fingerprint: str | None = None,
+    certificate: Path | None = None,
+) -> str:
+    """Return the lines to print. `certificate` is one that only those who are given it will trust."""
     names = ", ".join(f"{service.name} {service.version}" for service in manifest.services)
     lines = [
         f"Dask Fleet serves {names}",
@@ -19,20 +27,23 @@ def banner(manifest: Manifest, *, url: str, signin_code: str, token_file: Path) 
         f"  sign in  {url}/signin?code={signin_code}   (once, within 10 minutes)",
         f"  token    {token_file}",
     ]
-    call = example_call(manifest, url=url, token_file=token_file)
+    if fingerprint is not None:
+        lines.append(f"  key      {fingerprint}   (for --fingerprint of agents and clients elsewhere)")
+    call = example_call(manifest, url=url, token_file=token_file, certificate=certificate)
     if call:
         lines += ["  try", f"    {call}"]
     lines.append("Stop with Ctrl-C: running jobs may end, queued ones wait for the next start.")
     return "\n".join(lines)
 
 
-def example_call(manifest: Manifest, *, url: str, token_file: Path) -> str | None:
+def example_call(manifest: Manifest, *, url: str, token_file: Path, certificate: Path | None = None) -> str | None:
     """Return a curl line that calls the first endpoint with plausible parameters, or ``None`` if there is none."""
+    trusting = "" if certificate is None else f" --cacert {shlex.quote(str(certificate))}"
     for service in manifest.services:
         for endpoint in service.endpoints:
             body = json.dumps(example_parameters(endpoint.parameters))
             return (
-                f"curl -sS {url}/v1/{service.name}/{endpoint.name}"
+                f"curl -sS{trusting} {url}/v1/{service.name}/{endpoint.name}"
                 f' -H "Authorization: Bearer $(cat {shlex.quote(str(token_file))})"'
                 f" -H 'Content-Type: application/json' -H 'Prefer: wait=10' -d {shlex.quote(body)}"
             )

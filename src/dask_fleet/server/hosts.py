@@ -15,7 +15,9 @@ _MAX_REMEMBERED = 256
 
 
 class HostCheck:
-    """Admits requests whose ``Host`` is a loopback name or one of `allowed_hosts`, with any port.
+    """Admits requests whose ``Host`` is a loopback name, one of `allowed_hosts`, or the address dialled, with any port.
+
+    A name may begin with ``*.``, as in certificates: it stands for one label.
 
     A page of another site can make a browser send requests to a local port under a name that the
     attacker's DNS points there; it cannot choose the ``Host`` header, which is why this header is looked
@@ -27,6 +29,10 @@ class HostCheck:
         # Raw values that passed: the same few come again and again, and a set look-up is all they then
         # cost.
         self._passed: set[bytes] = set()
+
+    def allow(self, names: Iterable[str]) -> None:
+        """Admit further names."""
+        self._names = self._names.union(_plain(name.encode()) for name in names)
 
     def check(self, scope: Any) -> bytes:
         """Return the value of the one ``Host`` header of an ASGI scope.
@@ -47,20 +53,28 @@ class HostCheck:
         if value is None:
             raise BadRequest("the request has no Host header")
         if value not in self._passed:
-            self._examine(value)
+            self._examine(value, scope)
         return value
 
-    def _examine(self, value: bytes) -> None:
+    def _examine(self, value: bytes, scope: Any) -> None:
         found = _HOST.match(value)
         if found is None:
             raise BadRequest("the Host header is malformed")
-        if _plain(found[1]) not in self._names:
+        if not self._admits(_plain(found[1]), scope):
             raise HostNotAllowed(
                 f"this server does not answer for the host {found[1].decode('ascii')[:253]!r}; "
                 "if it should, add the name to the setting allowed-hosts"
             )
         if len(self._passed) < _MAX_REMEMBERED:
             self._passed.add(value)
+
+
+    def _admits(self, name: bytes, scope: Any) -> bool:
+        if name in self._names or b"*." + name.partition(b".")[2] in self._names:
+            return True
+        # The very address that the connection came in on: no DNS has led here, so there is nothing to rebind.
+        server = scope.get("server")
+        return server is not None and name.strip(b"[]") == str(server[0]).encode()
 
 
 def _plain(name: bytes) -> bytes:

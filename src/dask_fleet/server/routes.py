@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from starlette.routing import BaseRoute
 
 from dask_fleet.controller.controller import Controller
-from dask_fleet.server import routes_events, routes_jobs, routes_logs, routes_meta, routes_results, routes_tokens
+from dask_fleet.server import (
+    routes_events,
+    routes_jobs,
+    routes_logs,
+    routes_meta,
+    routes_results,
+    routes_spool,
+    routes_tokens,
+)
 from dask_fleet.server.signin import SignIn
 from dask_fleet.server.tokens import TokenBook
 
 
-def all_routes(controller: Controller, *, sign_in: SignIn, tokens: TokenBook, needs_agent: bool) -> list[BaseRoute]:
+def all_routes(
+    controller: Controller, *, sign_in: SignIn, tokens: TokenBook, needs_agent: bool, spool: Path | None = None
+) -> list[BaseRoute]:
     """Return every route of the router; calls of endpoints do not pass through it."""
     return [
         *routes_jobs.routes(controller),
@@ -18,5 +30,6 @@ def all_routes(controller: Controller, *, sign_in: SignIn, tokens: TokenBook, ne
         *routes_events.routes(controller),
         *routes_logs.routes(controller),
         *routes_tokens.routes(tokens),
+        *(routes_spool.routes(controller, spool=spool) if spool is not None else ()),
         *routes_meta.routes(controller, sign_in=sign_in, needs_agent=needs_agent),
     ]

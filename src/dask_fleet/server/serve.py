@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
 import signal
 import socket
 import sys
@@ -14,13 +13,12 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import msgspec
 import uvicorn
 import uvloop
 
 from dask_fleet.config.settings import Settings
 from dask_fleet.controller.controller import Controller
-from dask_fleet.model.errors import BindRefused, SetupError
+from dask_fleet.model.errors import SetupError
 from dask_fleet.model.logs import LOG_FOLDER
 from dask_fleet.plugins.backend import Backend, Health
 from dask_fleet.plugins.clock import Clock, SystemClock
@@ -33,17 +31,18 @@ from dask_fleet.server.auth import Principal, TokenAuthenticator, effective_scop
 from dask_fleet.server.banner import banner
 from dask_fleet.server.hosts import HostCheck
 from dask_fleet.server.http_protocol import FleetHTTPProtocol
+from dask_fleet.server.listening import Announcement, listen, local_url, public_url, refuse_open_bind
 from dask_fleet.server.live import LiveRequests
 from dask_fleet.server.routes import all_routes
+from dask_fleet.server.routes_spool import clear_drafts
 from dask_fleet.server.signin import SignIn
+from dask_fleet.server.tls import TLS, kept_fresh, make_tls
 from dask_fleet.server.tokens import OPERATOR, TOKEN_FILE, TokenBook, ensure_tokens
 from dask_fleet.services.loader import load_manifest
 
 log = logging.getLogger(__name__)
 
-SERVER_FILE = "server.json"
 LEDGER_FILE = "ledger.db"
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 _AGENT_CHECK_S = 1.0
 _AGENT_STOP_S = 10.0
@@ -75,7 +74,7 @@ def run(settings: Settings, targets: list[str]) -> int:
 
 
 async def _serve(settings: Settings, targets: list[str]) -> int:
-    refuse_open_bind(settings.host)
+    refuse_open_bind(settings.host, secure=settings.tls == "auto" or settings.tls_cert is not None)
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # until there is something to drain
@@ -90,9 +89,12 @@ async def _serve(settings: Settings, targets: list[str]) -> int:
         stack.push_async_callback(results.close)
         records = await ensure_tokens(ledger, data_dir, clock=clock)
 
-        listener = stack.enter_context(_listen(settings.host, settings.port))
-        url = f"http://{_url_host(settings.host)}:{listener.getsockname()[1]}"
-        stack.enter_context(_announce(data_dir, url))
+        tls = make_tls(settings, data_dir)
+        listener = stack.enter_context(listen(settings.host, settings.port))
+        port = listener.getsockname()[1]
+        announcement = stack.enter_context(
+            Announcement(data_dir, local_url(settings.host, port, secure=tls is not None), tls)
+        )
         backend: Backend | None = None
         if settings.agent:
             # Started before the service is loaded: both import the same heavy libraries, side by side.
@@ -123,12 +125,15 @@ async def _serve(settings: Settings, targets: list[str]) -> int:
         live = LiveRequests()
         book = TokenBook(ledger, tokens, live)
         sign_in = SignIn(clock, is_valid=tokens.is_valid)
+        hosts = HostCheck((*settings.allowed_hosts, *answered_names(settings.host, tls)))
         app = FleetApp(
             controller,
-            routes=all_routes(controller, sign_in=sign_in, tokens=book, needs_agent=settings.agent),
+            routes=all_routes(
+                controller, sign_in=sign_in, tokens=book, needs_agent=settings.agent, spool=data_dir / "spool"
+            ),
             tokens=tokens,
             sign_in=sign_in,
-            hosts=HostCheck(settings.allowed_hosts),
+            hosts=hosts,
             live=live,
         )
         await stack.enter_async_context(_kept_current(book))
@@ -143,27 +148,24 @@ async def _serve(settings: Settings, targets: list[str]) -> int:
                 token_id=operator.token_id,
             )
         )
-        text = banner(manifest, url=url, signin_code=code, token_file=_shown(data_dir / TOKEN_FILE))
-        return await _run_uvicorn(app, controller, listener, text, drain_timeout_s=settings.drain_timeout_s)
+        text = banner(
+            manifest,
+            url=public_url(settings.host, port, tls),
+            signin_code=code,
+            token_file=_shown(data_dir / TOKEN_FILE),
+            fingerprint=None if tls is None else tls.fingerprint,
+            certificate=_shown(tls.certificate) if tls is not None and tls.own else None,
+        )
+
+        def on_new_certificate() -> None:
+            announcement.write()  # a small local file
+            hosts.allow(answered_names(settings.host, tls))
+
+        await stack.enter_async_context(kept_fresh(tls, on_new_certificate))
+        return await _run_uvicorn(app, controller, listener, text, tls=tls, drain_timeout_s=settings.drain_timeout_s)
 
 
 # ---------------------------------------------------------------------- before
-
-
-def refuse_open_bind(host: str) -> None:
-    """Refuse every address but loopback: a token would travel in the clear.
-
-    Raises
-    ------
-    BindRefused
-        With the reason and the cure.
-    """
-    if host not in LOOPBACK:
-        raise BindRefused(
-            f"refusing to listen on {host}: without TLS, tokens and results could be read on their way."
-            " Listen on 127.0.0.1 and put a TLS-terminating reverse proxy on this host in front"
-            " (name its public host in --allowed-hosts), or use an SSH tunnel."
-        )
 
 
 def prepare_data_dir(path: Path) -> Path:
@@ -179,6 +181,7 @@ def prepare_data_dir(path: Path) -> Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("spool", LOG_FOLDER):
             (path / name).mkdir(mode=0o700, exist_ok=True)
+        clear_drafts(path / "spool")
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as exc:
@@ -192,6 +195,13 @@ def absolute_target(target: str) -> str:
     return str(path.absolute()) if target.endswith(".py") or path.exists() else target
 
 
+def answered_names(host: str, tls: TLS | None) -> tuple[str, ...]:
+    """Return the names that TLS adds to those for which the server answers: its address and what the certificate is for."""
+    if tls is None:
+        return ()
+    return tuple(f"[{name}]" if ":" in name else name for name in (host, *tls.names) if name)
+
+
 def _make_ledger(name: str, data_dir: Path, clock: Clock) -> Ledger:
     cls = load("ledger", name)
     ledger: Ledger = cls(clock=clock) if name == "memory" else cls(data_dir / LEDGER_FILE, clock=clock)
@@ -202,39 +212,6 @@ def _make_results(name: str, data_dir: Path) -> ResultStore:
     cls = load("result_store", name)
     store: ResultStore = cls() if name == "memory" else cls(data_dir / "results", data_dir / "spool")
     return store
-
-
-@contextlib.contextmanager
-def _listen(host: str, port: int) -> Iterator[socket.socket]:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as exc:
-            raise SetupError(
-                f"cannot listen on {host}:{port}: {exc.strerror}; choose another port with --port (0 takes any free one)"
-            ) from exc
-        listener.listen(2048)  # the agent may dial at once: it waits in the backlog until we serve
-        listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
-        yield listener
-
-
-def _url_host(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-@contextlib.contextmanager
-def _announce(data_dir: Path, url: str) -> Iterator[None]:
-    """Write where the server is, for the agent and for clients in the same folder; take it back at the end."""
-    path = data_dir / SERVER_FILE
-    temporary = path.with_suffix(".new")
-    temporary.write_bytes(msgspec.json.encode({"url": url, "pid": os.getpid()}))
-    temporary.replace(path)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _shown(path: Path) -> Path:
@@ -297,26 +274,33 @@ class _Uvicorn(uvicorn.Server):
 
 
 async def _run_uvicorn(
-    app: FleetApp, controller: Controller, listener: socket.socket, text: str, *, drain_timeout_s: float
+    app: FleetApp,
+    controller: Controller,
+    listener: socket.socket,
+    text: str,
+    *,
+    tls: TLS | None,
+    drain_timeout_s: float,
 ) -> int:
-    server = _Uvicorn(
-        uvicorn.Config(
-            app,
-            http=FleetHTTPProtocol,
-            ws="websockets-sansio",
-            ws_max_size=MAX_MESSAGE_BYTES,
-            ws_per_message_deflate=False,
-            ws_ping_interval=None,  # agents send heartbeats
-            interface="asgi3",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=5,
-            timeout_graceful_shutdown=5,
-        )
+    config = uvicorn.Config(
+        app,
+        http=FleetHTTPProtocol,
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,
+        ws_ping_interval=None,  # agents send heartbeats
+        interface="asgi3",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=5,
     )
+    config.load()
+    config.ssl = None if tls is None else tls.context  # ours, because it takes new certificates while it is in use
+    server = _Uvicorn(config)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     signals = 0
