@@ -22,6 +22,8 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from dask_fleet.config.trust import Trust
+
 MARK = "SERVED_FLEET"
 """Environment variable that names the fleet a process belongs to. Not ``FLEET_…``: those are settings."""
 
@@ -70,9 +72,16 @@ class Answer:
 class Connection:
     """One keep-alive connection to a server; for one thread."""
 
-    def __init__(self, url: str, token: str | None, *, timeout_s: float = 30.0) -> None:
+    def __init__(self, url: str, token: str | None, *, timeout_s: float = 30.0, fingerprint: str | None = None) -> None:
         parts = urlsplit(url)
-        self._http = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
+        host = parts.hostname or ""
+        if parts.scheme == "https":
+            context = Trust(fingerprint=fingerprint).context()
+            self._http: http.client.HTTPConnection = http.client.HTTPSConnection(
+                host, parts.port, timeout=timeout_s, context=context
+            )
+        else:
+            self._http = http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
         self._token = token
 
     def __enter__(self) -> Self:
@@ -150,6 +159,8 @@ class ServedFleet:
         self._server: subprocess.Popen[bytes] | None = None
         self._port = 0
         self.url = ""
+        self.fingerprint: str | None = None
+        """Of the server's key, if it speaks TLS."""
 
     # ------------------------------------------------------------------ life
 
@@ -277,7 +288,7 @@ class ServedFleet:
 
     def connect(self, *, token: str | None = None, timeout_s: float = 30.0) -> Connection:
         """Return a keep-alive connection with the operator's token, or another."""
-        return Connection(self.url, token or self.token, timeout_s=timeout_s)
+        return Connection(self.url, token or self.token, timeout_s=timeout_s, fingerprint=self.fingerprint)
 
     def request(
         self,
@@ -355,10 +366,10 @@ class ServedFleet:
         told = self._announced()
         if told is None or _mark_of(int(told["pid"])) != self._mark:
             return False  # not there yet, or left by a server that was killed
-        self.url = told["url"]
+        self.url, self.fingerprint = told["url"], told.get("fingerprint")
         self._port = urlsplit(self.url).port or 0
         try:
-            with Connection(self.url, None, timeout_s=5.0) as connection:
+            with Connection(self.url, None, timeout_s=5.0, fingerprint=self.fingerprint) as connection:
                 return connection.request("GET", "/readyz").status == 200
         except (OSError, http.client.HTTPException):
             return False
