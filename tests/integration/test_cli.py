@@ -109,6 +109,13 @@ def test_a_failed_job_is_found_and_told(run: Run) -> None:
     assert 'raise LookupError("nothing there")' in done.stderr
     (found,) = json.loads(run("jobs", "list", "--state", "failed", "--json").stdout)
     shown = run("jobs", "show", found["job_id"]).stdout
+    story = run("jobs", "show", found["job_id"], "--story").stdout
+    assert "accepted from admin (priority 0)" in story
+    assert "attempt 1 raised LookupError: nothing there" in story
+    assert "It failed of exception.\nIts traceback is in the job's error." in story
+    told = json.loads(run("jobs", "show", found["job_id"], "--story", "--json").stdout)
+    assert [event["kind"] for event in told["events"]] == ["accepted", "started", "failed"]
+    assert all(event["text"] in story for event in told["events"])
     assert "exception: LookupError: nothing there" in shown
     again = json.loads(run("jobs", "retry", found["job_id"], "--json").stdout)
     assert again[0]["run"] == 2

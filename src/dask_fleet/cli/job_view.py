@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from dask_fleet.cli.output import STATUS_STYLE, print_fields, print_table, printable, status_text
+from dask_fleet.cli.output import STATUS_STYLE, print_fields, print_table, printable, status_text, stdout
 from dask_fleet.client.rendering import params_text
 
 if TYPE_CHECKING:
@@ -99,6 +99,29 @@ def print_job(document: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]
         )
 
 
+def print_story(document: Mapping[str, Any], story: Mapping[str, Any]) -> None:
+    """Print how a job came to its state: a line an event, with its time of day (UTC) and how long after the one before."""
+    from rich.text import Text
+
+    console = stdout()
+    title = f"{document['service']}.{document['endpoint']}, job {document['job_id']} of {document['user']}: "
+    console.print(Text(printable(title)).append_text(status_text(story["status"])), soft_wrap=True)
+    day, before = "", None
+    for event in story["events"]:
+        at = datetime.fromisoformat(event["at"])
+        if f"{at:%Y-%m-%d}" != day:
+            day = f"{at:%Y-%m-%d}"
+            console.print(Text(f"{day} (UTC)", style="dim"))
+        since = "" if before is None else f"+{span((at - before).total_seconds())}"
+        before = at
+        line = Text(f"  {at:%H:%M:%S}.{at.microsecond // 1000:03d}  {since:>9}  ", style="dim")
+        line.append(printable(event["text"]), style=STATUS_STYLE.get(event["kind"], "not dim") + " not dim")
+        console.print(line, soft_wrap=True)
+    console.print(Text(printable(story["standing"])), soft_wrap=True)
+    if story["cure"]:
+        console.print(Text(printable(story["cure"])), soft_wrap=True)
+
+
 def event_text(event: JobEvent) -> Any:
     """Return an event as one line."""
     from rich.text import Text
@@ -106,10 +129,11 @@ def event_text(event: JobEvent) -> Any:
     if event.kind == "progress":
         rest = _progress_text(event.data)
     else:
-        rest = " ".join(f"{name}={value}" for name, value in event.data.items())
+        rest = event.text or " ".join(f"{name}={value}" for name, value in event.data.items())
     line = Text(f"{event.at:<28}  ", style="dim")
     line.append(f"{event.kind:<16}", style=STATUS_STYLE.get(event.kind, ""))
-    return line.append(printable(f"run {event.run} attempt {event.attempt}  {rest}".rstrip()), style="not dim")
+    place = "" if event.text else f"run {event.run} attempt {event.attempt}  "
+    return line.append(printable(f"{place}{rest}".rstrip()), style="not dim")
 
 
 def _failure_text(failure: Mapping[str, Any]) -> str:

@@ -83,16 +83,24 @@ def list_jobs(
 
 
 @app.command()
-def show(job_id: JobId, as_json: options.Json = False, url: options.Url = None) -> None:
+def show(
+    job_id: JobId,
+    story: Annotated[bool, typer.Option("--story", help="Tell how it came to its state, and what to do.")] = False,
+    as_json: options.Json = False,
+    url: options.Url = None,
+) -> None:
     """Show a job, its attempts, and why it failed or waits."""
-    from dask_fleet.cli.job_view import print_job
+    from dask_fleet.cli.job_view import print_job, print_story
     from dask_fleet.cli.output import print_json
     from dask_fleet.client import Client
 
     with Client(url) as client:
         job = client.job(job_id)
-        attempts = job.attempts()
-    if as_json:
+        told = job.story() if story else {}
+        attempts = [] if story else job.attempts()
+    if story:
+        print_json(told) if as_json else print_story(job.document, told)
+    elif as_json:
         print_json({**job.document, "attempts": attempts})
     else:
         print_job(job.document, attempts)

@@ -202,6 +202,12 @@ class AsyncJob:
         """Return all executions of the job, oldest first."""
         return list((await self._transport.json("GET", self._path("/attempts")))["attempts"])
 
+    async def story(self) -> dict[str, Any]:
+        """Return how the job came to its state, told from the ledger: each of ``["events"]`` has a sentence in ``"text"``,
+        ``["standing"]`` says how it stands now, and ``["cure"]`` what to do if it failed.
+        """
+        return await self._transport.json("GET", self._path("/events"), headers={"Accept": "application/json"})
+
     @overload
     def logs(
         self, *, follow: Literal[False] = False, stream: str = "all", attempt: int | None = None, tail: int | None = None

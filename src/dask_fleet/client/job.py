@@ -98,6 +98,10 @@ class Job:
         """Return all executions of the job, oldest first."""
         return self._loop.run(self._inner.attempts())
 
+    def story(self) -> dict[str, Any]:
+        """Return how the job came to its state, in sentences. See `AsyncJob.story`."""
+        return self._loop.run(self._inner.story())
+
     def events(self, *, after: int | None = None, logs: bool = False) -> Iterator[JobEvent]:
         """Yield what has happened to the job, then what happens, until its run has ended; with `logs`, also its output."""
         return self._loop.iterate(self._inner.events(after=after, logs=logs))

@@ -25,6 +25,8 @@ class JobEvent:
     at: str = ""
     """When, by the server's clock (RFC 3339)."""
     data: dict[str, Any] = field(default_factory=dict)
+    text: str = ""
+    """The event in a sentence; empty for progress."""
 
     @property
     def is_terminal(self) -> bool:
@@ -74,4 +76,5 @@ class EventParser:
             attempt=int(document.get("attempt") or 0),
             at=str(document.get("at") or ""),
             data=inner if isinstance(inner, dict) else {},
+            text=str(document.get("text") or "") if "data" in document else "",
         )

@@ -8,7 +8,7 @@ from dask_fleet.model.errors import error_classes
 from dask_fleet.model.failure import Cause
 from dask_fleet.model.ids import JOB_ID_PATTERN
 from dask_fleet.model.jobs import MAX_PRIORITY, MIN_PRIORITY
-from dask_fleet.model.states import AttemptState, OpenReason, RunState
+from dask_fleet.model.states import AttemptState, EventKind, OpenReason, RunState
 from dask_fleet.server.auth import Scope
 from dask_fleet.server.json_schemas import TAGGED_FLOAT
 from dask_fleet.server.openapi_logs import FOLLOW_PARAMETERS, LOGS_SCHEMA, logs_path
@@ -166,6 +166,28 @@ COMMON_SCHEMAS: dict[str, Any] = {
         **_object({name: {"type": "string"} for name in ("event", "id", "data")}, optional=("event", "id", "data")),
         "description": "One server-sent event: its kind, its id (not of `progress` and `log`), and its data as JSON text.",
     },
+    "Story": _object(
+        {
+            "job_id": _JOB_ID,
+            "status": {"enum": list(RunState)},
+            "events": {
+                "type": "array",
+                "items": _object(
+                    {
+                        "event_id": {"type": "integer"},
+                        "run": {"type": "integer"},
+                        "attempt": {"type": "integer"},
+                        "kind": {"enum": list(EventKind)},
+                        "at": _TIME,
+                        "data": {"type": "object"},
+                        "text": {"type": "string", "description": "The event in a sentence."},
+                    }
+                ),
+            },
+            "standing": {"type": "string", "description": "How the job stands now, in a sentence."},
+            "cure": {"type": ["string", "null"], "description": "If it failed: what to do about it."},
+        }
+    ),
     "Problem": {
         **_object(
             {
@@ -314,7 +336,7 @@ FIXED_PATHS: dict[str, Any] = {
     "/v1/jobs/{job_id}/events": _page(
         "get",
         tag="jobs",
-        summary="Follow a job: server-sent events",
+        summary="Follow a job by server-sent events, or have its story told",
         parameters=(
             _JOB_PARAMETER,
             _header("Last-Event-ID", {"type": "string", "pattern": "^[0-9]{1,18}$"}, "Go on after this event."),
@@ -325,10 +347,16 @@ FIXED_PATHS: dict[str, Any] = {
         ),
         responses={
             "200": {
-                "description": "The events of the ledger with their ids, `progress` and `log` without; ends with the job.",
-                "content": {"text/event-stream": {"schema": ref("schemas", "Event")}},
+                "description": "As a stream: the events of the ledger with their ids, `progress` and `log` without;"
+                " ends with the job. As text or JSON: the story so far.",
+                "content": {
+                    "text/event-stream": {"schema": ref("schemas", "Event")},
+                    "text/plain": {"schema": {"type": "string"}},
+                    **json_content(ref("schemas", "Story")),
+                },
             },
             "204": {"description": "All has been told."},
+            **problems(406),
             **_USUAL,
         },
     ),

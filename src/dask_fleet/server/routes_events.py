@@ -8,19 +8,22 @@ from contextlib import aclosing
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from dask_fleet.controller.controller import Controller
-from dask_fleet.model.errors import BadRequest, CapacityError, NotFound
+from dask_fleet.model.errors import BadRequest, CapacityError, NotAcceptable, NotFound
 from dask_fleet.model.jobs import EventRecord, JobRecord
 from dask_fleet.model.states import EventKind
+from dask_fleet.model.story import Teller
 from dask_fleet.protocol.frames import Progress
 from dask_fleet.server.auth import Scope, principal_of, require
-from dask_fleet.server.documents import rfc3339
 from dask_fleet.server.log_tail import LogTail, parse_places
 from dask_fleet.server.methods import Methods
+from dask_fleet.server.negotiation import choose
 from dask_fleet.server.query import query_of
+from dask_fleet.server.routes_jobs import json_response
+from dask_fleet.server.story_view import event_document, story_document, story_text, teller_of
 from dask_fleet.server.streaming import Streamed
 
 PING_S = 15.0
@@ -29,6 +32,8 @@ MAX_STREAMS = 1_000
 RECONNECT_MS = 2_000
 
 _TERMINAL_KINDS = frozenset({EventKind.SUCCEEDED, EventKind.FAILED, EventKind.CANCELLED, EventKind.EXPIRED})
+_KINDS_OF_ENDS = _TERMINAL_KINDS | {EventKind.RETRYING}
+_FORMS = ["text/event-stream", "text/plain", "application/json"]
 _EVENT_ID = re.compile(r"[0-9]{1,18}\Z")
 _PAGE = 1_000
 _PING = b": ping\n\n"
@@ -44,16 +49,9 @@ def routes(controller: Controller) -> list[BaseRoute]:
     return [Route("/v1/jobs/{job_id}/events", Methods(GET=_Events(controller).stream))]
 
 
-def event_bytes(event: EventRecord) -> bytes:
-    """Return an event of the ledger as the stream has it."""
-    data = {
-        "event_id": event.event_id,
-        "run": event.run,
-        "attempt": event.attempt,
-        "kind": event.kind.value,
-        "at": rfc3339(event.at_us),
-        "data": event.data,
-    }
+def event_bytes(event: EventRecord, teller: Teller) -> bytes:
+    """Return an event of the ledger as the stream has it; `teller` has told all that come before."""
+    data = event_document(teller.line(event))
     return b"event: %s\nid: %d\ndata: %s\n\n" % (event.kind.encode(), event.event_id, msgspec.json.encode(data))
 
 
@@ -98,6 +96,14 @@ class _Events:
             raise BadRequest("the query parameter logs must be true or false")
         told = parse_places(query.get("logs_after", ""))
         job = await self._controller.find(request.path_params["job_id"], principal.tenant)
+        # Whoever names no form has always had the stream, and so have browsers, which name it.
+        form = choose(request.headers.get("accept"), _FORMS)
+        if form is None:
+            raise NotAcceptable("events come as text/event-stream, text/plain or application/json", available=_FORMS)
+        if form == "text/plain":
+            return PlainTextResponse(await story_text(self._controller, job, after=after), headers=_HEADERS)
+        if form == "application/json":
+            return json_response(await story_document(self._controller, job, after=after))
         if after and job.state.is_terminal and not await self._controller.ledger.events(job.seq, after=after, limit=1):
             # All has been told. 204 is what makes a browser's EventSource stop coming back (HTML, section 9.2).
             return Response(status_code=204, headers=_HEADERS)
@@ -111,6 +117,7 @@ class _Events:
         try:
             with self._controller.subscribe(job.seq, logs=tail is not None) as subscription:
                 yield b"retry: %d\n\n" % RECONNECT_MS
+                teller = await teller_of(self._controller, job, until=after)
                 last_kind: EventKind | None = None
                 shown: Progress | None = None
                 while True:
@@ -120,13 +127,15 @@ class _Events:
                     except NotFound:
                         return
                     while page := await self._controller.ledger.events(job.seq, after=after, limit=_PAGE):
+                        if any(event.kind in _KINDS_OF_ENDS for event in page):
+                            teller.learn(job, await self._controller.ledger.attempts(job.seq))
                         for event in page:
                             after, last_kind = event.event_id, event.kind
                             if tail is not None and last_kind in _TERMINAL_KINDS:
                                 async with aclosing(tail.news(job)) as pieces:
                                     async for piece in pieces:
                                         yield piece
-                            yield event_bytes(event)
+                            yield event_bytes(event, teller)
                     if tail is not None:
                         async with aclosing(tail.news(job)) as pieces:
                             async for piece in pieces:

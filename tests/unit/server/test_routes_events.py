@@ -150,3 +150,53 @@ def test_malformed_ids_of_events(value: str) -> None:
             problem(await rig.http.get(f"/v1/jobs/{job_id}/events", params={"after": value}), 400, "bad_request")
 
     run(main())
+
+
+def test_the_story_as_text_and_as_json() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            rig.attach()
+            job_id = await rig.submit()
+            rig.fail(await rig.started(), Failure(cause=Cause.EXCEPTION, message="no", type="ValueError"))
+            await rig.http.get(f"/v1/jobs/{job_id}?wait=5")
+            link = f"/v1/jobs/{job_id}/events"
+            text = await rig.http.get(link, headers={"Accept": "text/plain"})
+            assert text.headers["content-type"] == "text/plain; charset=utf-8"
+            lines = text.text.splitlines()
+            assert lines[0] == f"math.f, job {job_id} of ann: failed"
+            assert lines[2].endswith("accepted from ann (priority 0)")
+            assert lines[4].endswith("raised ValueError: no after 0 ms (exception 1, retries: 0); the job failed")
+            assert lines[5] == "It failed of exception."
+            document = (await rig.http.get(link, headers={"Accept": "application/json"})).json()
+            assert (document["job_id"], document["status"]) == (job_id, "failed")
+            assert [event["kind"] for event in document["events"]] == ["accepted", "started", "failed"]
+            assert document["events"][2]["text"] in lines[4]
+            assert (document["standing"], document["cure"]) == tuple(lines[5:7])
+            # The stream tells the same, also to who comes in the middle.
+            for after in (0, document["events"][1]["event_id"]):
+                blocks = events_of((await rig.http.get(f"{link}?after={after}")).content)[1:]
+                assert [block["data"] for block in blocks] == [one for one in document["events"] if one["event_id"] > after]
+            last = document["events"][-1]["event_id"]
+            rest = await rig.http.get(f"{link}?after={last}", headers={"Accept": "application/json"})
+            assert (rest.status_code, rest.json()["events"]) == (200, [])
+            problem(await rig.http.get(link, headers={"Accept": "image/png"}), 406, "not_acceptable")
+            assert (await rig.http.get(link, headers={"Accept": "*/*"})).headers["content-type"].startswith("text/event")
+
+    run(main())
+
+
+def test_the_story_of_a_job_that_waits_or_runs() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            job_id = await rig.submit()
+            link, plain = f"/v1/jobs/{job_id}/events", {"Accept": "text/plain"}
+            assert (await rig.http.get(link, headers=plain)).text.endswith("It waits for an agent: none is connected.\n")
+            rig.attach()
+            start = await rig.started()
+            rig.progress(start, 3, 10, "rows")
+            assert "for 0 ms, at 3 of 10 rows.\n" in (await rig.http.get(link, headers=plain)).text
+            rig.succeed(start, b"1")
+            await rig.http.get(f"/v1/jobs/{job_id}?wait=5")
+            assert "It succeeded; its result is kept until " in (await rig.http.get(link, headers=plain)).text
+
+    run(main())
