@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import msgspec
 
 from dask_fleet.controller.agents import AgentHandle, Agents
 from dask_fleet.controller.alarms import Alarms
+from dask_fleet.controller.batch import Batches
 from dask_fleet.controller.changes import Changes, Subscription
 from dask_fleet.controller.dispatcher import Dispatcher
 from dask_fleet.controller.fair_queue import Lane
@@ -81,6 +82,14 @@ class Controller:
             clock=self.clock,
         )
         self.logs = JobLogs(spool.with_name(LOG_FOLDER), ledger=ledger, changes=self._changes, spawn=self._spawn)
+        self._batches = Batches(
+            ledger=ledger,
+            dispatcher=self._dispatcher,
+            max_queued=max_queued,
+            enter=lambda new, accepted: self._accepted(new, accepted, None),
+            without_room=self._without_room,
+            spawn=self._spawn,
+        )
         self.versions = {service.name: service.version for service in manifest.services}
         self.sessions = Sessions(
             agents=self.agents,
@@ -176,6 +185,21 @@ class Controller:
         key = new.job_id if not (new.tags or new.refresh) else f"{new.job_id}\0{new.refresh}\0{','.join(new.tags)}"
         return await self._single(key, new)
 
+    async def submit_many(self, news: Sequence[NewRun]) -> list[Accepted | FleetError]:
+        """Do `submit` for each of `news`, in transactions of many; all that was accepted is durable when this returns.
+
+        The answers are in the order of the requests; what is wrong with one, or that it found no room or no medium, is its
+        entry. Nothing is claimed on the way: they are queued, and go to agents from there.
+
+        Raises
+        ------
+        Draining
+            Nothing was accepted.
+        """
+        if self._dispatcher.paused:
+            raise Draining("the server is shutting down; ask again in a moment", retry_after_s=5)
+        return await self._batches.submit(news)
+
     async def _single(self, key: str, new: NewRun) -> Accepted:
         others = self._accepting.get(key)
         if others is not None:
@@ -200,10 +224,7 @@ class Controller:
         too_late = self._dispatcher.is_too_late(new.deadline_us)
         handle = None if too_late else self._dispatcher.reserve(lane, (new.tenant, new.user))
         if handle is None and len(self._dispatcher.queue) >= self._max_queued:
-            known = None if new.refresh or new.tags or new.idempotency_key else await self.ledger.get(new.job_id)
-            if known is not None and known.state is RunState.SUCCEEDED and await self.result(known) is not None:
-                return Accepted(job=known, opened=False, claimed=False)  # it adds nothing to the queue
-            raise QueueFull(f"{self._max_queued} jobs are queued", retry_after_s=10)
+            return await self._without_room(new)
         try:
             accepted = await self.ledger.accept(new, claim_for=handle.agent_id if handle else None)
         except asyncio.CancelledError:
@@ -215,6 +236,13 @@ class Controller:
                 self._dispatcher.release(handle)
             raise
         return self._accepted(new, accepted, handle)
+
+    async def _without_room(self, new: NewRun) -> Accepted:
+        """Answer a request while the queue is full: with a result that is there, which adds nothing to the queue."""
+        known = None if new.refresh or new.tags or new.idempotency_key else await self.ledger.get(new.job_id)
+        if known is not None and known.state is RunState.SUCCEEDED and await self.result(known) is not None:
+            return Accepted(job=known, opened=False, claimed=False)
+        raise QueueFull(f"{self._max_queued} jobs are queued", retry_after_s=10)
 
     async def _take_over(self, new: NewRun, handle: AgentHandle | None) -> None:
         """Go on with a request whose caller went away in the middle of the write."""

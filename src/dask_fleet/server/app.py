@@ -23,6 +23,7 @@ from dask_fleet.server.live import LiveRequests
 from dask_fleet.server.problems import internal_problem, problem_bytes, problem_headers
 from dask_fleet.server.signin import SignIn
 from dask_fleet.server.submit import Submission
+from dask_fleet.server.submit_batch import BATCH_SUFFIX, BATCHES_AT_ONCE, BatchSubmission
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +58,13 @@ class FleetApp:
         self._hosts = hosts
         self._live = LiveRequests() if live is None else live
         self._router: ASGIApp = Router(routes, redirect_slashes=False, default=self._unknown)
-        self._submissions = {
-            f"/v1/{service.name}/{endpoint.name}": Submission(controller, service, endpoint)
-            for service in controller.manifest.services
-            for endpoint in service.endpoints
-        }
+        self._submissions: dict[str, Submission | BatchSubmission] = {}
+        gate = asyncio.Semaphore(BATCHES_AT_ONCE)
+        for service in controller.manifest.services:
+            for endpoint in service.endpoints:
+                path = f"/v1/{service.name}/{endpoint.name}"
+                single = self._submissions[path] = Submission(controller, service, endpoint)
+                self._submissions[path + BATCH_SUFFIX] = BatchSubmission(controller, single, gate)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Serve one connection or request of ASGI."""
@@ -106,7 +109,7 @@ class FleetApp:
             self._live.forget(task)
 
     async def _submit(
-        self, submission: Submission, scope: Any, receive: Receive, started: _Started, principal: Principal
+        self, submission: Submission | BatchSubmission, scope: Any, receive: Receive, started: _Started, principal: Principal
     ) -> None:
         send = started.send
         if scope["method"] == "OPTIONS":

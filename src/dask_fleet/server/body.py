@@ -12,7 +12,10 @@ MAX_BODY_BYTES = 1 << 20
 BODY_TIMEOUT_S = 30.0
 """From the first look at the body to its last byte."""
 
-_JSON = b"application/json"
+JSON = b"application/json"
+NDJSON = frozenset({b"application/x-ndjson", b"application/ndjson", b"application/jsonl"})
+"""One JSON value a line."""
+_JSON_ONLY = frozenset({JSON})
 
 
 class ClientDisconnectedError(Exception):
@@ -25,6 +28,7 @@ async def read_body(
     *,
     limit: int = MAX_BODY_BYTES,
     timeout_s: float = BODY_TIMEOUT_S,
+    media_types: frozenset[bytes] = _JSON_ONLY,
 ) -> bytes:
     """Return the whole body of a request, which may be empty.
 
@@ -56,8 +60,9 @@ async def read_body(
             body = await _collect(receive, limit)
     except TimeoutError:
         raise BadRequest(f"the body did not arrive within {timeout_s:g} s", retry_after_s=1) from None
-    if (body or content_type is not None) and not _is_json(content_type):
-        raise UnsupportedMediaType("send the parameters as JSON with the header 'Content-Type: application/json'")
+    if content_type != JSON and (body or content_type is not None) and base_type(content_type) not in media_types:
+        named = " or ".join(f"'Content-Type: {name.decode()}'" for name in sorted(media_types, reverse=True)[:2])
+        raise UnsupportedMediaType(f"send the parameters as JSON with the header {named}")
     return body
 
 
@@ -85,12 +90,9 @@ async def _collect(receive: Callable[[], Awaitable[Any]], limit: int) -> bytes:
     return bytes(pieces)
 
 
-def _is_json(content_type: bytes | None) -> bool:
-    if content_type == _JSON:
-        return True
-    if content_type is None:
-        return False
-    return content_type.partition(b";")[0].strip().lower() == _JSON
+def base_type(content_type: bytes | None) -> bytes:
+    """Return a media type without its parameters, in lower case; nothing for none."""
+    return b"" if content_type is None else content_type.partition(b";")[0].strip().lower()
 
 
 def _too_large(limit: int) -> BodyTooLarge:

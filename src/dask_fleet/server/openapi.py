@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dask_fleet.model.manifest import EndpointManifest, Manifest, ServiceManifest
+from dask_fleet.server.batch_body import MAX_BATCH_BYTES, MAX_ITEMS
 from dask_fleet.server.json_schemas import Components
 from dask_fleet.server.openapi_parts import (
     COMMON_PARAMETERS,
@@ -16,6 +17,7 @@ from dask_fleet.server.openapi_parts import (
     ref,
 )
 from dask_fleet.server.signin import COOKIE_NAME
+from dask_fleet.server.submit_batch import BATCH_SUFFIX
 
 _TEXT = """Calls are durable jobs: the answer to a POST names the job, and equal requests are one job.
 
@@ -29,7 +31,9 @@ def openapi_document(manifest: Manifest, *, version: str) -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for service in manifest.services:
         for endpoint in service.endpoints:
-            paths[f"/v1/{service.name}/{endpoint.name}"] = {"post": _operation(service, endpoint, components)}
+            path = f"/v1/{service.name}/{endpoint.name}"
+            paths[path] = {"post": _operation(service, endpoint, components)}
+            paths[path + BATCH_SUFFIX] = {"post": _batch(service, endpoint, components)}
     paths.update(FIXED_PATHS)
     return {
         "openapi": "3.1.0",
@@ -79,6 +83,39 @@ def _operation(service: ServiceManifest, endpoint: EndpointManifest, components:
         "responses": {
             **job_responses(result, states=(200, 202)),
             **problems(400, 401, 403, 413, 415, 421, 422, 429, 500, 503),
+        },
+    }
+
+
+def _batch(service: ServiceManifest, endpoint: EndpointManifest, components: Components) -> dict[str, Any]:
+    body = components.add(f"{service.name}.{endpoint.name}.Parameters", endpoint.parameters)
+    texts = {200: "An entry for each set, in order; no job of them is under way.", 202: "An entry for each set, in order."}
+    return {
+        "operationId": f"{service.name}_{endpoint.name}_batch",
+        "tags": [service.name],
+        "summary": f"{endpoint.name}, for many parameter sets",
+        "description": (
+            f"At most {MAX_ITEMS:,} sets and {MAX_BATCH_BYTES >> 20} MiB, as a JSON array or one set a line (NDJSON). The "
+            "options stand for all of them. What is wrong with one set is its entry and changes nothing for the others; equal sets "
+            "are one job. All that is called accepted is durable when the answer comes."
+        ),
+        "parameters": [
+            ref("parameters", name)
+            for name in ("Refresh", "FleetPriority", "FleetDeadline", "FleetTags", "IdempotencyKey")
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                **json_content({"type": "array", "items": body, "maxItems": MAX_ITEMS}),
+                "application/x-ndjson": {"schema": body},
+            },
+        },
+        "responses": {
+            **{
+                str(status): {"description": text, "content": json_content(ref("schemas", "Batch"))}
+                for status, text in texts.items()
+            },
+            **problems(400, 401, 403, 413, 415, 421, 429, 500, 503),
         },
     }
 

@@ -137,6 +137,25 @@ COMMON_SCHEMAS: dict[str, Any] = {
             "links": _object({name: {"type": "string"} for name in ("self", "result", "events", "attempts", "logs")}),
         }
     ),
+    "Batch": _object(
+        {
+            "accepted": {"type": "integer"},
+            "refused": {"type": "integer"},
+            "items": {
+                "type": "array",
+                "items": {"anyOf": [ref("schemas", "BatchAccepted"), ref("schemas", "BatchRefused")]},
+            },
+        }
+    ),
+    "BatchAccepted": _object(
+        {
+            "index": {"type": "integer", "description": "Of the set in the request, from 0."},
+            "job_id": _JOB_ID,
+            "status": {"enum": list(RunState)},
+            "location": {"type": "string", "description": "The job's page."},
+        }
+    ),
+    "BatchRefused": _object({"index": {"type": "integer"}, "error": ref("schemas", "Problem")}),
     "Failure": _FAILURE,
     "Attempt": _object(
         {

@@ -51,9 +51,14 @@ def blotted(document: bytes) -> bytes:
     return _TOKEN.sub(b"[redacted]", document) if b"fleet_" in document else document
 
 
+def encode_problem(document: dict[str, Any]) -> bytes:
+    """Return a problem document, or one with such within, as JSON."""
+    return blotted(_encode(document))
+
+
 def problem_bytes(error: FleetError, *, instance: str | None = None) -> bytes:
     """Return the encoded problem document."""
-    return blotted(_encode(problem_document(error, instance=instance)))
+    return encode_problem(problem_document(error, instance=instance))
 
 
 def problem_headers(error: FleetError, length: int) -> list[tuple[bytes, bytes]]:

@@ -28,7 +28,7 @@ class Submission:
         self._version = service.version
         self._endpoint = endpoint.name
         self._policy = endpoint.policy
-        self._validator = RequestValidator(endpoint)
+        self.validator = RequestValidator(endpoint)
 
     async def __call__(
         self,
@@ -46,43 +46,16 @@ class Submission:
         require(principal, Scope.SUBMIT)
         headers: Headers = scope["headers"]
         options = parse_options(headers, scope["query_string"], now_us=self._controller.clock.now_us())
-        params = self._validator.canonical(await read_body(scope, receive))
-        nonce = ""
-        if not self._policy.pure:
-            # With a key the id is made of it: a repeated request names the same job even before the key is looked up.
-            nonce = f"{principal.user}\0{options.idempotency_key}" if options.idempotency_key else secrets.token_hex(16)
-        name = job_id(
-            tenant=principal.tenant,
-            service=self._service,
-            endpoint=self._endpoint,
-            version=self._version,
-            params=params,
-            nonce=nonce,
-        )
+        params = self.validator.canonical(await read_body(scope, receive))
+        name = self.name_of(params, principal, options.idempotency_key)
         if not options.refresh and options.idempotency_key is None and not options.tags:
             entry = self._controller.cached(name)
             if entry is not None:
                 if entry.document is None:
                     entry.document = encode_document(job_document(self._controller, entry.job, result=entry.result))
                 return 200, _answer_headers(name, entry.document, options), entry.document
-        accepted = await self._controller.submit(
-            NewRun(
-                job_id=name,
-                tenant=principal.tenant,
-                service=self._service,
-                endpoint=self._endpoint,
-                version=self._version,
-                params=params,
-                user=principal.user,
-                policy=self._policy,
-                priority=options.priority,
-                deadline_us=options.deadline_us,
-                tags=options.tags,
-                refresh=options.refresh,
-                idempotency_key=options.idempotency_key,
-                request_digest=self._request_digest(params) if options.idempotency_key else b"",
-            )
-        )
+        new = self.request(name, params, principal, options, options.idempotency_key)
+        accepted = await self._controller.submit(new)
         job, result = accepted.job, None
         if not job.state.is_terminal and not options.refresh:
             # Somebody is refreshing: whoever did not ask for that is served the result there is.
@@ -95,6 +68,40 @@ class Submission:
         if job.state.is_terminal or result is not None:
             return 200, _answer_headers(job.job_id, body, options), body
         return 202, [*_answer_headers(job.job_id, body, options), (b"retry-after", b"1")], body
+
+    def name_of(self, params: bytes, principal: Principal, key: str | None) -> str:
+        """Return the id of the job that canonical parameters ask for."""
+        nonce = ""
+        if not self._policy.pure:
+            # With a key the id is made of it: a repeated request names the same job even before the key is looked up.
+            nonce = f"{principal.user}\0{key}" if key else secrets.token_hex(16)
+        return job_id(
+            tenant=principal.tenant,
+            service=self._service,
+            endpoint=self._endpoint,
+            version=self._version,
+            params=params,
+            nonce=nonce,
+        )
+
+    def request(self, name: str, params: bytes, principal: Principal, options: CallOptions, key: str | None) -> NewRun:
+        """Return what the controller is asked for."""
+        return NewRun(
+            job_id=name,
+            tenant=principal.tenant,
+            service=self._service,
+            endpoint=self._endpoint,
+            version=self._version,
+            params=params,
+            user=principal.user,
+            policy=self._policy,
+            priority=options.priority,
+            deadline_us=options.deadline_us,
+            tags=options.tags,
+            refresh=options.refresh,
+            idempotency_key=key,
+            request_digest=self._request_digest(params) if key else b"",
+        )
 
     async def _settled(self, job: JobRecord, options: CallOptions) -> JobRecord:
         if options.wait_s > 0 and not job.state.is_terminal:
