@@ -199,7 +199,3 @@ class Agents:
             if takes and handle.can_run(lane) and (best is None or handle.free > best.free):
                 best = handle
         return best
-
-    def free_for(self, lane: Lane) -> bool:
-        """Whether some agent has a free slot for this lane."""
-        return self.choose(lane) is not None

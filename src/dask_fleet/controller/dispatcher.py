@@ -132,16 +132,23 @@ class Dispatcher:
 
     def pump(self) -> None:
         """Give free slots to queued runs until one of both is used up."""
+        chosen: dict[Lane, AgentHandle | None] = {}
+
+        def has_slot(lane: Lane) -> bool:
+            # Remembered, not asked again: what is given ahead depends on the time, and between two looks it goes by.
+            handle = chosen[lane] = self._agents.choose(lane)
+            return handle is not None
+
         while not self.paused and len(self.queue):
-            entry = self.queue.pop(self._agents.free_for)
+            entry = self.queue.pop(has_slot)
             if entry is None:
                 return
             job = self.by_seq.get(entry.seq)
             if job is not None and self.is_too_late(job.deadline_us):
                 self._spawn(self._expire(job), f"expire-{entry.seq}")
                 continue
-            handle = self._agents.choose(entry.lane)
-            assert handle is not None, "pop asked whether there is a slot"
+            handle = chosen[entry.lane]
+            assert handle is not None, "pop takes from lanes with a slot only"
             handle.reserve(alone=entry.lane.alone)
             self._spawn(self._claim(entry, handle), f"claim-{entry.seq}")
 

@@ -96,8 +96,8 @@ def _batch(service: ServiceManifest, endpoint: EndpointManifest, components: Com
         "summary": f"{endpoint.name}, for many parameter sets",
         "description": (
             f"At most {MAX_ITEMS:,} sets and {MAX_BATCH_BYTES >> 20} MiB, as a JSON array or one set a line (NDJSON). The "
-            "options stand for all of them. What is wrong with one set is its entry and changes nothing for the others; equal sets "
-            "are one job. All that is called accepted is durable when the answer comes."
+            "options stand for all of them. What is wrong with one set is its entry and changes nothing for the others; "
+            "equal sets are one job. All that is called accepted is durable when the answer comes."
         ),
         "parameters": [
             ref("parameters", name)

@@ -8,6 +8,8 @@ from functools import partial
 import pytest
 from tests.unit.controller.rig import Rig, outcome, run
 
+from dask_fleet.controller.agents import AgentHandle
+from dask_fleet.controller.fair_queue import Lane
 from dask_fleet.model.errors import Draining, LedgerUnavailable, QueueFull
 from dask_fleet.model.failure import Cause
 from dask_fleet.model.jobs import Accepted, JobRecord, NewRun
@@ -50,6 +52,23 @@ async def test_short_jobs_are_given_ahead_and_come_back_when_a_long_one_holds_th
         for job in jobs[2:7]:
             now = await rig.job(job)
             assert (now.state, now.faults, now.exceptions) == (RunState.QUEUED, 0, 0)
+
+
+@run
+async def test_a_slot_that_is_gone_on_the_second_look_loses_no_job() -> None:
+    async with Rig() as rig:
+        side = rig.agent(slots=1)
+        first, second = await rig.submit("first"), await rig.submit("second")
+        choose, looks = rig.controller.agents.choose, 0
+
+        def choose_once(lane: Lane) -> AgentHandle | None:
+            nonlocal looks
+            looks += 1
+            return choose(lane) if looks % 2 else None
+
+        rig.controller.agents.choose = choose_once  # type: ignore[method-assign]
+        await side.deliver(outcome(first))
+        assert (second.seq, 1) in side.attempts()
 
 
 @run
