@@ -90,3 +90,10 @@ def measured(name: str) -> str:
     note(name)
     wait_for_gate(name)
     return name
+
+
+@service.endpoint
+def large(name: str, size: int) -> bytes:
+    """Give that many bytes."""
+    note(name)
+    return b"\x07" * size

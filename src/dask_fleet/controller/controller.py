@@ -127,7 +127,14 @@ class Controller:
         if queued or running:
             log.info("taken up", extra={"action": "recovered", "queued": queued, "running": running})
         self._spawn(
-            sweep_forever(self.ledger, self.results, clock=self.clock, row_retention_s=self._row_retention_s), "retention"
+            sweep_forever(
+                self.ledger,
+                self.results,
+                clock=self.clock,
+                row_retention_s=self._row_retention_s,
+                in_use=self._outcomes.bytes_in_use,
+            ),
+            "retention",
         )
 
     async def drain(self, timeout_s: float) -> None:
@@ -429,14 +436,21 @@ class Controller:
         """Runs with an attempt under way."""
         return sum(len(handle.held) for handle in self.agents)
 
-    def ready(self, *, needs_agent: bool) -> bool:
-        """Whether requests are accepted and, if asked, some agent can run every service."""
+    def not_ready_because(self, *, needs_agent: bool) -> str | None:
+        """Say why requests are not accepted or, if asked, why no agent can run every service; ``None`` if all is well."""
         if self.draining:
-            return False
-        lanes = [Lane(*item) for item in self.versions.items()]
-        return not needs_agent or any(
-            handle.connected and handle.slots > 0 and all(handle.can_run(lane) for lane in lanes) for handle in self.agents
-        )
+            return "the server is shutting down"
+        refusing = self.ledger.refusing
+        if refusing is not None:
+            return refusing
+        if needs_agent:
+            lanes = [Lane(*item) for item in self.versions.items()]
+            if not any(
+                handle.connected and handle.slots > 0 and all(handle.can_run(lane) for lane in lanes)
+                for handle in self.agents
+            ):
+                return "no agent has loaded every service yet"
+        return None
 
     def status(self, *, tenant: str | None = None) -> dict[str, Any]:
         """Return what ``GET /v1/status`` shows; of users only those of `tenant`, unless it is ``None``."""

@@ -114,7 +114,10 @@ class LeaseKeeper:
         async with self._lock:  # a lease is changed by one step at a time
             for agent in list(self._names):
                 await self._grant(agent)
-            if self._held and self._clock.monotonic() - self._renewed_at >= RENEW_S:
+            # A ledger that refused its last write is asked again, also where nothing is to be renewed: it must be seen to
+            # take writes again.
+            wanted = self._held or self._ledger.refusing is not None
+            if wanted and self._clock.monotonic() - self._renewed_at >= RENEW_S:
                 await self._renew([agent for agent in self._heard if agent in self._held])
             now_us = self._ledger.lease_now_us() if self._held else 0
             over = [agent for agent, lease in self._held.items() if lease.expires_us <= now_us]

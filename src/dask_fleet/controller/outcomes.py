@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from dask_fleet.controller.agents import AgentHandle, agent_home
+from dask_fleet.controller.bytes_in_use import BytesInUse
 from dask_fleet.controller.changes import Changes
 from dask_fleet.controller.decisions import after_attempt
 from dask_fleet.controller.dispatcher import Dispatcher
@@ -57,6 +58,7 @@ class Outcomes:
         self._recording: dict[tuple[int, int], tuple[AgentHandle, asyncio.Future[bool]]] = {}
         self._following: set[tuple[int, int]] = set()
         self._recorded: OrderedDict[tuple[int, int], AttemptState] = OrderedDict()
+        self.bytes_in_use = BytesInUse()
         self.stale = 0
         """Late writes refused by the fence since start."""
 
@@ -159,7 +161,12 @@ class Outcomes:
         owner = (job.tenant, job.opened_by or job.user)
         if accused:
             self._dispatcher.breaker.died((job.agent or "", outcome.worker), owner, self._clock.monotonic())
-        ended = await self._write(end)
+        location = None if result is None else result.location
+        try:
+            ended = await self._write(end)
+        finally:
+            if location is not None:
+                self.bytes_in_use.release(location)
         if ended is None:
             return None
         if accused:  # after the write: by now all that died with it have been noted
@@ -194,6 +201,8 @@ class Outcomes:
             if not _is_plain(outcome.spool):
                 raise ProtocolError(f"not a name of a spool file: {outcome.spool!r}")
             location = await self._results.adopt(self._spool / outcome.spool, digest=outcome.digest, size=outcome.size)
+            if not self.bytes_in_use.take(location):
+                raise ResultCorrupt("its bytes had been stored for long without a result and were deleted")
         elif outcome.body is None or len(outcome.body) != outcome.size:
             raise ProtocolError("an outcome without its bytes")
         return StoredResult(

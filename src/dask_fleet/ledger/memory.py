@@ -291,6 +291,11 @@ class MemoryLedger(Ledger):
                 self._jobs[seq] = replace(self._jobs[seq], result_run=None, result_expires_us=None)
         return sorted(self._doomed)
 
+    async def unknown_locations(self, locations: Sequence[str]) -> list[str]:
+        """See the port."""
+        known = self._doomed | {result.location for result in self._results.values() if result.location is not None}
+        return [location for location in locations if location not in known]
+
     async def forget_locations(self, locations: Sequence[str]) -> None:
         """See the port."""
         self._now_us()

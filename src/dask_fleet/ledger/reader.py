@@ -80,6 +80,10 @@ class Reads(Listing):
             for state in (RunState.QUEUED, RunState.RUNNING)
         }
 
+    def unknown_locations(self, locations: tuple[str, ...]) -> list[str]:
+        """See `Ledger.unknown_locations`."""
+        return [location for (location,) in self._execute(_SQL["unknown_locations"], (rows.to_json(locations),))]
+
     def leases(self, ended_after_us: int) -> list[AgentLease]:
         """See `Ledger.leases`."""
         return [rows.lease_from_row(row) for row in self._execute(_SQL["leases"], (ended_after_us,))]

@@ -122,6 +122,11 @@ class SQLiteLedger(Ledger):
         return self._open.ledger_id
 
     @property
+    def refusing(self) -> str | None:
+        """See the port."""
+        return self._open.writer.refusing
+
+    @property
     def _open(self) -> _Opened:
         if self._opened is None:
             raise LedgerUnavailable("the ledger is not open")
@@ -251,6 +256,15 @@ class SQLiteLedger(Ledger):
                 break
             left -= piece
         return cast("list[str]", await opened.writer.submit(opened.retention.doomed_locations, long=True))
+
+    async def unknown_locations(self, locations: Sequence[str]) -> list[str]:
+        """See the port."""
+        opened = self._open
+        found: list[str] = []
+        for begin in range(0, len(locations), MAX_ROWS):
+            piece = tuple(locations[begin : begin + MAX_ROWS])
+            found += await opened.reader.submit(opened.reads.unknown_locations, piece)
+        return found
 
     async def forget_locations(self, locations: Sequence[str]) -> None:
         """See the port."""

@@ -19,7 +19,7 @@ import apsw
 
 from dask_fleet.ledger.threads import JOIN_TIMEOUT_S, Operation, Steps, deliver, take
 from dask_fleet.ledger.writes import Writes
-from dask_fleet.model.errors import FleetError, InternalError, LedgerUnavailable
+from dask_fleet.model.errors import FleetError, InternalError, LedgerFull, LedgerUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,8 @@ class GroupCommit:
         self._closing = False
         self._rest: asyncio.TimerHandle | None = None
         self._log_pages = 0
+        self.refusing: str | None = None
+        """Why the last commit was refused by the medium; ``None`` once one has succeeded again."""
         connection.set_wal_hook(self._on_commit)
         connection.set_busy_timeout(0)
 
@@ -235,6 +237,7 @@ class GroupCommit:
         try:
             self._connection.execute("COMMIT")
             self._writes.committed()
+            self.refusing = None
         except apsw.Error as exc:
             self._roll_back()
             self._refuse(batch, exc)
@@ -252,6 +255,7 @@ class GroupCommit:
             self._execute(batch)
             self._connection.execute("COMMIT")
             self._writes.committed()
+            self.refusing = None
         except MEDIUM_ERRORS as exc:
             self._roll_back()
             self._refuse(batch, exc)
@@ -302,8 +306,13 @@ class GroupCommit:
 
     def _refuse(self, batch: list[Operation], exc: apsw.Error) -> None:
         log.error("the ledger could not be written", extra={"error": repr(exc), "operations": len(batch)})
+        full = isinstance(exc, apsw.FullError)
+        self.refusing = "the ledger's disk is full" if full else f"the ledger cannot be written: {exc}"
         for op in batch:
-            op.error = LedgerUnavailable(f"the ledger cannot be written: {exc}", retry_after_s=5.0)
+            if full:
+                op.error = LedgerFull(f"{self.refusing}: nothing was accepted; free space there", retry_after_s=5.0)
+            else:
+                op.error = LedgerUnavailable(self.refusing, retry_after_s=5.0)
             op.error.__cause__ = exc
 
 

@@ -9,7 +9,7 @@
     │   ├── NotFound · MethodNotAllowed · NotAcceptable · PreconditionFailed · RangeNotSatisfiable
     │   └── Conflict · ResultExpired
     ├── CapacityError               the caller may try again later
-    │   └── QueueFull · Draining · LedgerUnavailable · SpoolFull
+    │   └── QueueFull · Draining · LedgerUnavailable (LedgerFull) · SpoolFull
     ├── JobError                    the job ended without a result
     │   └── JobFailed · JobCancelled · JobExpired
     ├── SetupError                  found at start; the message names the cure
@@ -211,6 +211,14 @@ class SpoolFull(CapacityError):
     code = "spool_full"
     status = 507
     title = "No room for the result"
+
+
+class LedgerFull(LedgerUnavailable):
+    """The ledger's disk is full; nothing was accepted. It goes on by itself once there is room."""
+
+    code = "ledger_full"
+    status = 507
+    title = "The ledger is full"
 
 
 class JobError(FleetError):

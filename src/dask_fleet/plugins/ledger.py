@@ -80,6 +80,11 @@ class Ledger(ABC):
     def ledger_id(self) -> str:
         """A random id made with the ledger: tells an agent's spooled outcomes whose they are. Valid after `open`."""
 
+    @property
+    def refusing(self) -> str | None:
+        """Why the medium refused the last write, in words for an operator; ``None`` if it did not."""
+        return None
+
     # ------------------------------------------------------------------ writes
 
     @abstractmethod
@@ -281,6 +286,12 @@ class Ledger(ABC):
         """Forget at most `limit` results that have expired; return the locations the result store must now delete.
 
         A location is returned again by later calls until `forget_locations` is told that it is deleted.
+        """
+
+    @abstractmethod
+    async def unknown_locations(self, locations: Sequence[str]) -> list[str]:
+        """Return those that no result names and that are not to be deleted anyway: bytes that were stored for a result which
+        was never recorded.
         """
 
     @abstractmethod

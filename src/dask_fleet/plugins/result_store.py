@@ -51,6 +51,14 @@ class ResultStore(ABC):
     async def verify(self, location: str, *, digest: str) -> bool:
         """Read all bytes and say whether their SHA-256 is `digest`."""
 
+    async def older(self, *, than_s: float, after: str = "") -> tuple[list[str], str | None]:  # noqa: ARG002
+        """Return some locations whose bytes have been here for longer than `than_s`, and where to go on.
+
+        For finding what nobody knows of any more. One call does a bounded amount of work: it may return none with more to
+        come. The second value is the next call's `after`; ``None`` at the end. A store that cannot tell returns nothing.
+        """
+        return [], None
+
     @abstractmethod
     async def delete(self, location: str) -> None:
         """Remove; nothing there is no error."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import os
 import re
 import stat
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO
@@ -92,7 +94,27 @@ class FileResultStore(ResultStore):
         if path is not None:
             await asyncio.to_thread(path.unlink, missing_ok=True)
 
+    async def older(self, *, than_s: float, after: str = "") -> tuple[list[str], str | None]:
+        """See the port. One call looks into one of the 256 folders."""
+        return await asyncio.to_thread(self._older, than_s, after)
+
     # ------------------------------------------------------------------ in a thread
+
+    def _older(self, than_s: float, after: str) -> tuple[list[str], str | None]:
+        folders = sorted(entry.name for entry in os.scandir(self._root) if entry.name > after)
+        if not folders:
+            return [], None
+        name = folders[0]
+        before = time.time() - than_s
+        found = []
+        with contextlib.suppress(NotADirectoryError), os.scandir(self._root / name) as entries:
+            for entry in entries:
+                location = f"{name}/{entry.name}"
+                with contextlib.suppress(FileNotFoundError):
+                    # The change time: renaming sets it, the content's time may be of long before.
+                    if _LOCATION.fullmatch(location) and entry.stat(follow_symlinks=False).st_ctime < before:
+                        found.append(location)
+        return found, name if len(folders) > 1 else None
 
     def _adopt(self, spool: Path, digest: str, size: int) -> str:
         name = spool.name

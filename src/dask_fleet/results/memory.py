@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ class MemoryResultStore(ResultStore):
 
     def __init__(self) -> None:
         self._bytes: dict[str, bytes] = {}
+        self._since: dict[str, float] = {}
 
     async def open(self) -> None:
         """Nothing to make ready."""
@@ -39,6 +41,7 @@ class MemoryResultStore(ResultStore):
         if (len(data), hashlib.sha256(data).hexdigest()) != (size, digest):
             raise ResultCorrupt("the spooled result does not have the size and digest that were announced")
         self._bytes[location] = data
+        self._since[location] = time.monotonic()
         return location
 
     async def size(self, location: str) -> int | None:
@@ -64,3 +67,9 @@ class MemoryResultStore(ResultStore):
     async def delete(self, location: str) -> None:
         """See the port."""
         self._bytes.pop(location, None)
+        self._since.pop(location, None)
+
+    async def older(self, *, than_s: float, after: str = "") -> tuple[list[str], str | None]:
+        """See the port."""
+        before = time.monotonic() - than_s
+        return [location for location, since in sorted(self._since.items()) if location > after and since < before], None

@@ -82,7 +82,7 @@ def _operation(service: ServiceManifest, endpoint: EndpointManifest, components:
         "requestBody": {"required": required, "content": json_content(body)},
         "responses": {
             **job_responses(result, states=(200, 202)),
-            **problems(400, 401, 403, 413, 415, 421, 422, 429, 500, 503),
+            **problems(400, 401, 403, 413, 415, 421, 422, 429, 500, 503, 507),
         },
     }
 

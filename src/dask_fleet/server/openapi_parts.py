@@ -51,7 +51,7 @@ def problems(*statuses: int) -> dict[str, Any]:
         str(status): {
             "description": _TITLES.get(status, "Error"),
             "content": {_PROBLEM: {"schema": ref("schemas", "Problem")}},
-            **(_retry_after() if status in {429, 503} else {}),
+            **(_retry_after() if status in {429, 503, 507} else {}),
         }
         for status in statuses
     }
@@ -283,7 +283,7 @@ _ANY_FORM = {
 }
 _JOB_PARAMETER = ref("parameters", "JobId")
 _WAIT_PARAMETER = ref("parameters", "Wait")
-_USUAL = problems(400, 401, 403, 404, 421, 500, 503)
+_USUAL = problems(400, 401, 403, 404, 421, 500, 503, 507)
 _FREE_TEXT: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 200}
 
 FIXED_PATHS: dict[str, Any] = {
@@ -516,4 +516,4 @@ FIXED_PATHS["/v1/tokens"]["post"]["requestBody"] = {
     ),
 }
 FIXED_PATHS["/healthz"] = _word("Say whether the process answers", {"200": "`ok`"})
-FIXED_PATHS["/readyz"] = _word("Say whether calls would run", {"200": "`ready`", "503": "`not ready`"})
+FIXED_PATHS["/readyz"] = _word("Say whether calls would run", {"200": "`ready`", "503": "`not ready: ` and why"})

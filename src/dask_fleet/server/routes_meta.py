@@ -91,9 +91,10 @@ class _Meta:
         return PlainTextResponse("ok", headers=_WORD_HEADERS)
 
     async def ready(self, _request: Request) -> Response:
-        if self._controller.ready(needs_agent=self._needs_agent):
+        why = self._controller.not_ready_because(needs_agent=self._needs_agent)
+        if why is None:
             return PlainTextResponse("ready", headers=_WORD_HEADERS)
-        return PlainTextResponse("not ready", status_code=503, headers={**_WORD_HEADERS, "Retry-After": "1"})
+        return PlainTextResponse(f"not ready: {why}", status_code=503, headers={**_WORD_HEADERS, "Retry-After": "1"})
 
     async def root(self, request: Request) -> Response:
         principal_of(request)

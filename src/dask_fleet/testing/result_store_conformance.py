@@ -129,6 +129,27 @@ class ResultStoreConformance(ABC):
         assert await read(store, two) == b"data"
 
     @scenario
+    async def test_old_bytes_are_listed_in_pages_or_not_at_all(self, store: ResultStore) -> None:
+        stored = {
+            await store.adopt(self.spooled(f"s{n}", bytes([n])), digest=sha256(bytes([n])), size=1) for n in range(20)
+        }
+
+        async def listed(than_s: float) -> set[str]:
+            found: list[str] = []
+            after: str | None = ""
+            while after is not None:
+                page, after = await store.older(than_s=than_s, after=after)
+                found += page
+            assert len(found) == len(set(found))
+            return set(found)
+
+        assert await listed(3600.0) == set()
+        assert await listed(-1.0) in (stored, set())
+        gone = stored.pop()
+        await store.delete(gone)
+        assert gone not in await listed(-1.0)
+
+    @scenario
     async def test_what_is_not_there(self, store: ResultStore) -> None:
         location = await store.adopt(self.spooled("a", b"data"), digest=sha256(b"data"), size=4)
         await store.delete(location)

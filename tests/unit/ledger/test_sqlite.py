@@ -11,7 +11,15 @@ import pytest
 
 from dask_fleet.ledger import connections, listing, lock, migrations, statements, threads, writer
 from dask_fleet.ledger.sqlite import SQLiteLedger
-from dask_fleet.model.errors import ConfigError, InternalError, LedgerInUse, LedgerTooNew, LedgerUnavailable, NotFound
+from dask_fleet.model.errors import (
+    ConfigError,
+    InternalError,
+    LedgerFull,
+    LedgerInUse,
+    LedgerTooNew,
+    LedgerUnavailable,
+    NotFound,
+)
 from dask_fleet.model.jobs import JobFilter
 from dask_fleet.model.states import RunState
 from dask_fleet.testing.ledger_conformance import end_of, request
@@ -119,13 +127,15 @@ def test_a_full_disk_refuses_writes_and_serves_reads_until_there_is_room(tmp_pat
         answers = await asyncio.gather(
             *(ledger.accept(request(f"j{n}", params=b"x" * 9000)) for n in range(20)), return_exceptions=True
         )
-        assert {type(answer) for answer in answers} == {LedgerUnavailable}
+        assert {type(answer) for answer in answers} == {LedgerFull}
+        assert ledger.refusing == "the ledger's disk is full"
         assert await ledger.get("j0") is None
         assert await ledger.get("before") == job
         # What a drive with room again looks like: nobody restarts anything.
         writes = ledger._open.writer
         connection.pragma("max_page_count", 1 << 30)
         assert (await ledger.accept(request("j0", params=b"x" * 9000))).opened
+        assert ledger.refusing is None
         assert await ledger.finish(end_of(job)) is not None
         assert await writes.submit(lambda: connection.pragma("integrity_check")) == "ok"
 
@@ -339,8 +349,9 @@ def test_conditions_are_looked_up_in_indexes_without_reading_rows(tmp_path: Path
 SHAPE = {
     "meta", "jobs", "large_params", "past_runs", "attempts", "events", "results", "doomed_locations", "tags", "idempotency",
     "clock_steps", "tokens", "jobs_by_id", "jobs_by_state", "jobs_by_endpoint", "jobs_by_user", "jobs_purgeable",
-    "results_by_expiry", "idempotency_by_time", "agent_leases",
+    "results_by_expiry", "idempotency_by_time", "agent_leases", "results_by_location",
 }
+NEW_IN_2 = {"agent_leases", "results_by_location"}
 
 
 def shape(connection: Any) -> set[str]:
@@ -362,7 +373,7 @@ def test_a_migration_ended_at_any_statement_is_as_if_not_begun(tmp_path: Path) -
     path = tmp_path / "ledger.db"
     stop_at = 0
     seen_between: dict[int, int] = {}
-    states = {0: set(), 1: SHAPE - {"agent_leases"}, 2: SHAPE}
+    states = {0: set(), 1: SHAPE - NEW_IN_2, 2: SHAPE}
     while True:
         connection = connections.open_writer(path, synchronous="OFF")
         seen = 0

@@ -16,7 +16,7 @@ def test_health_and_readiness_are_a_word_each() -> None:
             assert (answer.status_code, answer.text) == (200, "ready")
             await rig.controller.drain(0)
             answer = await anyone.get("/readyz")
-            assert (answer.status_code, answer.text) == (503, "not ready")
+            assert (answer.status_code, answer.text) == (503, "not ready: the server is shutting down")
             assert (await anyone.get("/healthz")).status_code == 200
 
     run(main())

@@ -38,3 +38,9 @@ SELECT value FROM meta WHERE key = ?;
 
 -- last_job: The youngest job.
 SELECT seq, created_us FROM jobs ORDER BY seq DESC LIMIT 1;
+
+-- unknown_locations: Of these, what no result names and nobody has to delete.
+SELECT candidate.value
+  FROM json_each(?) AS candidate
+ WHERE NOT EXISTS (SELECT 1 FROM results INDEXED BY results_by_location WHERE location = candidate.value)
+   AND NOT EXISTS (SELECT 1 FROM doomed_locations WHERE location = candidate.value);

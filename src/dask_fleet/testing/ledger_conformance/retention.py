@@ -55,6 +55,19 @@ class RetentionScenarios(LedgerMaker):
         assert some(await ledger.get("c")).result_run == 1
 
     @scenario
+    async def test_a_location_is_known_while_a_result_names_it_or_it_is_to_be_deleted(
+        self, ledger: Ledger, clock: ManualClock
+    ) -> None:
+        await self._stored(ledger, "a", "loc-a")
+        asked = ["loc-a", "loc-b", *(f"many-{n}" for n in range(1000))]
+        assert await ledger.unknown_locations(asked) == asked[1:]
+        clock.advance(3600)
+        await ledger.purge_results()
+        assert await ledger.unknown_locations(asked[:2]) == ["loc-b"]
+        await ledger.forget_locations(["loc-a"])
+        assert await ledger.unknown_locations(asked[:2]) == ["loc-a", "loc-b"]
+
+    @scenario
     async def test_a_purge_is_limited(self, ledger: Ledger, clock: ManualClock) -> None:
         for n in range(5):
             await self._stored(ledger, f"j{n}", f"loc-{n}")

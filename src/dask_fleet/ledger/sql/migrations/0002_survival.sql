@@ -25,3 +25,6 @@ CREATE TABLE agent_leases (
     ended_us   INTEGER,
     CHECK ((state = 'held') = (ended_us IS NULL))
 ) STRICT, WITHOUT ROWID;
+
+-- Which stored bytes a result names; small results, which have no location, are not in it.
+CREATE INDEX results_by_location ON results (location) WHERE location IS NOT NULL;
