@@ -19,6 +19,7 @@ import dask_fleet.config.settings as settings_module
 from dask_fleet.config.durations import format_duration
 from dask_fleet.config.parsers import public_name
 from dask_fleet.config.settings import Settings
+from dask_fleet.model.durations import format_bytes
 from dask_fleet.model.errors import ConnectionFailed, FleetError, SetupError, WaitTimeout
 from dask_fleet.model.failure import Cause
 
@@ -98,6 +99,8 @@ def _default(field: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if field.name.endswith("_bytes"):
+        return f"`{format_bytes(value)}`"
     return f"`{format_duration(value) if field.name.endswith('_s') else value}`"
 
 

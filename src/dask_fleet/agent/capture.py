@@ -19,18 +19,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TextIO
 
-from dask_fleet.agent.output import AttemptOutput, current
-from dask_fleet.model.logs import LogStream
+from dask_fleet.agent.output import LOG, STDERR, STDOUT, STREAMS, AttemptOutput, current
 from dask_fleet.observability.logs import ROOT
+
+_current = current.get
 
 
 class _Binary(io.RawIOBase):
     """``sys.stdout.buffer``."""
 
-    def __init__(self, stream: LogStream, outer: TextIO) -> None:
+    def __init__(self, stream: int, outer: TextIO) -> None:
         self._stream = stream
         self._outer = outer
-        self.name = f"<{stream}>"
+        self.name = f"<{STREAMS[stream]}>"
         self.mode = "wb"
 
     def write(self, data: Any) -> int:
@@ -61,7 +62,7 @@ class JobStream(io.TextIOBase):
     Parameters
     ----------
     stream
-        Which of the two.
+        Which of the two: `STDOUT` or `STDERR`.
     outer
         The process's own; gets what no attempt has written.
     """
@@ -71,16 +72,23 @@ class JobStream(io.TextIOBase):
     newlines = None
     line_buffering = True
 
-    def __init__(self, stream: LogStream, outer: TextIO) -> None:
+    def __init__(self, stream: int, outer: TextIO) -> None:
         self._stream = stream
         self._outer = outer
-        self.name = f"<{stream}>"
+        self.name = f"<{STREAMS[stream]}>"
         self.mode = "w"
         self.buffer = _Binary(stream, outer)
 
     def write(self, text: str) -> int:
         """Write to the log of the attempt; the bytes are there within `FLUSH_S`."""
-        output = current.get()
+        output = _current()
+        if output is not None:
+            log = output.streams[self._stream]
+            if log is not None and type(text) is str and log.write(text):  # the short way: programs print a lot
+                return len(text)
+        return self._write(output, text)
+
+    def _write(self, output: AttemptOutput | None, text: str) -> int:
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if output is None or not output.write(self._stream, text):
@@ -129,15 +137,15 @@ class JobLogHandler(logging.Handler):
         if output is None or output.closed or _is_ours(record):
             return
         try:
-            output.write(LogStream.LOG, self.format(record) + "\n")
+            output.write(LOG, self.format(record) + "\n")
         except Exception:  # noqa: BLE001 - formatting calls __str__ of user classes; logging never raises
             self.handleError(record)
 
 
 def install() -> None:
     """Set this process up. Call it once, after its own logging is configured and before user code is imported."""
-    sys.stdout = JobStream(LogStream.STDOUT, sys.stdout)
-    sys.stderr = JobStream(LogStream.STDERR, sys.stderr)
+    sys.stdout = JobStream(STDOUT, sys.stdout)
+    sys.stderr = JobStream(STDERR, sys.stderr)
     root = logging.getLogger()
     for handler in root.handlers:
         handler.addFilter(_is_of_the_process)

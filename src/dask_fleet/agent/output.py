@@ -11,7 +11,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -31,74 +32,97 @@ current: ContextVar[AttemptOutput | None] = ContextVar("fleet_attempt_output", d
 """Whose output is written here: the attempt that this code runs for."""
 
 Piece = str | bytes
+STREAMS = tuple(LogStream)
+STDOUT, STDERR, LOG = range(3)
+"""Places in `STREAMS`."""
 
 
 class StreamLog:
     """One stream of one attempt. Any thread may write, also from a finalizer while this very thread writes."""
 
-    __slots__ = ("_closed", "_lock", "_mark", "_parts", "_path", "_pending", "_written", "dropped", "full")
+    __slots__ = (
+        "_append",
+        "_lock",
+        "_mark",
+        "_marked",
+        "_parts",
+        "_path",
+        "_pending",
+        "_taking",
+        "_written",
+        "dropped",
+        "full",
+    )
 
     def __init__(self, path: Path, mark: Callable[[], None]) -> None:
         self._path = path
         self._mark = mark
-        # Reentrant: the garbage collector may call a finalizer that prints, anywhere in here.
+        # Of draining. Reentrant: the garbage collector may call a finalizer that prints, anywhere in here.
         self._lock = threading.RLock()
-        self._parts: list[Piece] = []
+        self._parts: deque[Piece] = deque()
+        self._append = self._parts.append
         self._pending = 0
+        self._marked = False
+        self._taking = True
+        """Whether text is kept: neither full nor ended."""
         self._written = -1
         """Bytes in the file; -1 before there is one."""
-        self._closed = False
         self.full = False
         self.dropped = 0
         """Bytes that were not kept."""
 
     def write(self, text: Piece) -> bool:
-        """Take text; ``False`` if the attempt has ended."""
-        if self._closed:
-            return False
-        with self._lock:
+        """Take text; ``False`` if the attempt has ended. Printing comes by here, twice a line: no lock, no call."""
+        if not self._taking:
             if self.full:
                 self.dropped += _size(text)
-                return True
-            if not self._pending:
-                self._mark()
-            self._parts.append(text)
-            self._pending += len(text)
-            if self._pending >= _FLUSH_CHARS:
-                self.drain()
+            return self.full
+        self._append(text)
+        # Two threads may each miss what the other adds: then the buffer is emptied a little later.
+        self._pending = pending = self._pending + len(text)
+        if pending >= _FLUSH_CHARS:
+            self.drain()
+        elif not self._marked:
+            self._marked = True
+            self._mark()
         return True
 
     def drain(self) -> None:
         """Bring what is here into the file."""
         with self._lock:
-            parts, self._parts, self._pending = self._parts, [], 0
+            self._marked = False
+            self._pending = 0
+            take = self._parts.popleft
+            parts = [take() for _ in range(len(self._parts))]
             if not parts or self.full:
                 self.dropped += sum(_size(part) for part in parts)
                 return
             data = _encode(parts)
             room = MAX_LOG_BYTES - _NOTE_BYTES - max(self._written, 0)
             if len(data) <= room:
-                self._append(data)
+                self._put(data)
                 return
             kept = data[: whole_characters(data[:room])]
             self.full = True
+            self._taking = False
             self.dropped += len(data) - len(kept)
             line_end = b"" if kept.endswith(b"\n") else b"\n"
-            self._append(kept + line_end + b"[dask-fleet: only the first MiB of a stream is kept")
+            self._put(kept + line_end + b"[dask-fleet: only the first MiB of a stream is kept")
 
     def close(self) -> None:
         """Bring all into the file; what comes later is refused."""
         with self._lock:
-            self._closed = True
+            self._taking = False
             self.drain()
             if self.full:
-                self._append(b"; %d bytes were dropped]\n" % self.dropped)
+                self._put(b"; %d bytes were dropped]\n" % self.dropped)
+            self.full = False  # nothing is counted any more
 
     def abandon(self) -> None:
         """Take nothing more and write nothing more: in a forked child, whose parent does."""
-        self._closed = True
+        self._taking = self.full = False
 
-    def _append(self, data: bytes) -> None:
+    def _put(self, data: bytes) -> None:
         # Opened for each append, some five times a second: no descriptor is held that user code could close or inherit.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         if self._written < 0:
@@ -120,6 +144,9 @@ class StreamLog:
             self.dropped += len(rest)
 
 
+_NO_STREAMS: Sequence[StreamLog | None] = (None, None, None)
+
+
 class AttemptOutput:
     """What one attempt writes."""
 
@@ -130,8 +157,8 @@ class AttemptOutput:
         self.seq = seq
         self.run = run
         self.attempt = attempt
-        self.streams: dict[LogStream, StreamLog] | None = None
-        """Those that were written to; most attempts have none."""
+        self.streams = _NO_STREAMS
+        """In the order of `LogStream`; those that nothing was written to are ``None``, with most attempts all."""
         self.closed = False
         self._grown = False
 
@@ -139,14 +166,15 @@ class AttemptOutput:
         """Make this the place of what the present context writes."""
         current.set(self)
 
-    def write(self, stream: LogStream, text: Piece) -> bool:
-        """Take text; ``False`` if the attempt has ended and somebody else must have it."""
-        if not text:
-            return not self.closed
-        streams = self.streams
-        found = streams.get(stream) if streams is not None else None
-        if found is None and (found := self._recorder.open(self, stream)) is None:
-            return False
+    def write(self, stream: int, text: Piece) -> bool:
+        """Take text for one of the streams; ``False`` if the attempt has ended and somebody else must have it."""
+        found = self.streams[stream]
+        if found is None:
+            if not text:
+                return not self.closed
+            found = self._recorder.open(self, stream)
+            if found is None:
+                return False
         return found.write(text)
 
     def mark(self) -> None:
@@ -157,25 +185,30 @@ class AttemptOutput:
     def flush(self) -> None:
         """Bring all into the files, and say so."""
         self._grown = False
-        for stream in list((self.streams or {}).values()):
-            stream.drain()
+        for stream in self.streams:
+            if stream is not None:
+                stream.drain()
         self._recorder.announce(self)
 
     def close(self) -> None:
         """The attempt ends: all goes into the files, and what is written later is not the attempt's."""
-        self._recorder.close(self)
-        if self.streams is None:
+        self.closed = True
+        # Whoever opens a stream at this moment looks at `closed` after that: one of the two sees the other.
+        if self.streams is _NO_STREAMS:
             return
-        for stream in list(self.streams.values()):
-            stream.close()
+        self._recorder.forget(self)
+        for stream in self.streams:
+            if stream is not None:
+                stream.close()
         if self._grown:
             self._recorder.announce(self)
 
     def abandon(self) -> None:
         """Write nothing in a forked child: the parent does."""
         self.closed = True
-        for stream in list((self.streams or {}).values()):
-            stream.abandon()
+        for stream in self.streams:
+            if stream is not None:
+                stream.abandon()
 
 
 class Recorder:
@@ -204,19 +237,19 @@ class Recorder:
         """Return the place of an attempt's output."""
         return AttemptOutput(self, seq, run, attempt)
 
-    def open(self, output: AttemptOutput, stream: LogStream) -> StreamLog | None:
+    def open(self, output: AttemptOutput, stream: int) -> StreamLog | None:
         """Make the place of a stream at its first text; ``None`` if the attempt has ended."""
         if self._is_child:
             return None
         with self._lock:
-            if output.closed:
-                return None
-            if output.streams is None:
-                output.streams = {}
-            found = output.streams.get(stream)
+            found = output.streams[stream]
             if found is None:
-                path = self._folder / log_path(output.seq, output.attempt, stream)
-                found = output.streams[stream] = StreamLog(path, output.mark)
+                path = self._folder / log_path(output.seq, output.attempt, STREAMS[stream])
+                found = StreamLog(path, output.mark)
+                output.streams = [found if n == stream else other for n, other in enumerate(output.streams)]
+            if output.closed:
+                found.close()
+                return None
             self._writing.add(output)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._flush_forever, name="output", daemon=True)
@@ -228,10 +261,9 @@ class Recorder:
         self._dirty.add(output)
         self._wake.set()
 
-    def close(self, output: AttemptOutput) -> None:
-        """Open no more streams of it."""
+    def forget(self, output: AttemptOutput) -> None:
+        """It has ended."""
         with self._lock:
-            output.closed = True
             self._writing.discard(output)
 
     def _flush_forever(self) -> None:

@@ -45,11 +45,14 @@ def shown(name: str, value: Any) -> Any:
     """Return a value as a file would write it; a secret stays one."""
     from dask_fleet.config.durations import format_duration
     from dask_fleet.config.secret import Secret
+    from dask_fleet.model.durations import format_bytes
 
     if isinstance(value, Path | Secret):
         return str(value)
     if name.endswith("_s"):
         return format_duration(value)
+    if name.endswith("_bytes"):
+        return format_bytes(value)
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -15,6 +15,7 @@ from dask_fleet.config.durations import parse_duration
 from dask_fleet.config.fingerprint import parse_fingerprint
 from dask_fleet.config.secret import Secret
 from dask_fleet.config.settings import LOG_FORMATS, LOG_LEVELS, TLS_MODES, Settings
+from dask_fleet.model.durations import parse_bytes
 
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
@@ -22,7 +23,7 @@ _FALSE = frozenset({"false", "no", "off", "0"})
 
 def public_name(field: str) -> str:
     """Return a field's name as files and flags write it: dashes, and no unit."""
-    return field.removesuffix("_s").replace("_", "-")
+    return field.removesuffix("_s").removesuffix("_bytes").replace("_", "-")
 
 
 def _text(value: Any) -> str:
@@ -57,6 +58,13 @@ def _whole(low: int, high: int | None = None) -> Callable[[Any], int]:
         return number
 
     return parse_whole
+
+
+def _size(value: Any) -> int:
+    try:
+        return parse_bytes(int(value) if isinstance(value, str) and value.strip().isdecimal() else value)
+    except ValueError:
+        raise ValueError("a size such as '500MB' or '5GiB'") from None
 
 
 def _one_of(*words: str) -> Callable[[Any], str]:
@@ -130,6 +138,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "max_queued": _whole(1),
     "drain_timeout_s": parse_duration,
     "row_retention_s": parse_duration,
+    "logs_max_bytes": _size,
     "allowed_hosts": _names,
     "log_level": _one_of(*LOG_LEVELS),
     "log_format": _one_of(*LOG_FORMATS),

@@ -46,6 +46,8 @@ class Settings:
     """Seconds that running jobs are given to end on SIGTERM or Ctrl-C. What service managers allow before they kill."""
     row_retention_s: float = 90 * 86_400.0
     """Seconds the record of an ended job is kept. 90 days: a quarter's questions can still be answered."""
+    logs_max_bytes: int = 5 << 30
+    """What the logs of all jobs may take on disk before the oldest are removed. 5 GiB: thousands of talkative jobs."""
     allowed_hosts: tuple[str, ...] = ()
     """Further names in a request's Host header to answer for. None: loopback names always work, others could be DNS
     rebinding."""

@@ -17,6 +17,7 @@ from dask_fleet.controller.batch import Batches
 from dask_fleet.controller.changes import Changes, Subscription
 from dask_fleet.controller.dispatcher import Dispatcher
 from dask_fleet.controller.fair_queue import Lane
+from dask_fleet.controller.log_retention import LogSweeper
 from dask_fleet.controller.logs import JobLogs
 from dask_fleet.controller.outcomes import Outcomes
 from dask_fleet.controller.recent import RecentJob, RecentJobs
@@ -25,7 +26,7 @@ from dask_fleet.controller.sessions import Sessions
 from dask_fleet.model.errors import Conflict, Draining, FleetError, NotFound, QueueFull
 from dask_fleet.model.ids import JOB_ID_PATTERN
 from dask_fleet.model.jobs import Accepted, JobRecord, NewRun, StoredResult
-from dask_fleet.model.logs import LOG_FOLDER
+from dask_fleet.model.logs import DEFAULT_LOGS_MAX_BYTES, LOG_FOLDER
 from dask_fleet.model.manifest import Manifest
 from dask_fleet.model.states import RunState
 from dask_fleet.plugins.clock import Clock, SystemClock
@@ -50,6 +51,7 @@ class Controller:
         spool: Path,
         max_queued: int = 100_000,
         row_retention_s: float = 90 * 86_400.0,
+        logs_max_bytes: int = DEFAULT_LOGS_MAX_BYTES,
         clock: Clock | None = None,
     ) -> None:
         self.ledger = ledger
@@ -89,6 +91,9 @@ class Controller:
             enter=lambda new, accepted: self._accepted(new, accepted, None),
             without_room=self._without_room,
             spawn=self._spawn,
+        )
+        self._log_sweeper = LogSweeper(
+            self.logs, ledger, max_bytes=logs_max_bytes, is_active=lambda seq: seq in self._dispatcher.by_seq
         )
         self.versions = {service.name: service.version for service in manifest.services}
         self.sessions = Sessions(
@@ -130,6 +135,7 @@ class Controller:
             sweep_forever(
                 self.ledger,
                 self.results,
+                self._log_sweeper,
                 clock=self.clock,
                 row_retention_s=self._row_retention_s,
                 in_use=self._outcomes.bytes_in_use,

@@ -1,4 +1,4 @@
-"""Forgets results when their cache time is over, and old rows."""
+"""Forgets results when their cache time is over, old rows, and their logs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 from dask_fleet.controller.bytes_in_use import BytesInUse
+from dask_fleet.controller.log_retention import LogSweeper
 from dask_fleet.model.errors import LedgerUnavailable
 from dask_fleet.plugins.clock import Clock
 from dask_fleet.plugins.ledger import Ledger
@@ -64,7 +65,7 @@ async def sweep_orphans(ledger: Ledger, results: ResultStore, *, in_use: BytesIn
 
 
 async def sweep_forever(
-    ledger: Ledger, results: ResultStore, *, clock: Clock, row_retention_s: float, in_use: BytesInUse
+    ledger: Ledger, results: ResultStore, logs: LogSweeper, *, clock: Clock, row_retention_s: float, in_use: BytesInUse
 ) -> None:
     """Sweep every `SWEEP_EVERY_S`, for orphans every `ORPHANS_EVERY_S`; a fault is logged and the next sweep tries again."""
     # Not at once: agents come first, with the outcomes of what the server before had stored.
@@ -77,6 +78,7 @@ async def sweep_forever(
                 if orphans:
                     log.info("results without a job", extra={"action": "orphans_swept", "gone": orphans})
             gone = await sweep(ledger, results, clock=clock, row_retention_s=row_retention_s)
+            gone += await logs.sweep()
             if gone:
                 log.info("retention", extra={"action": "retention_swept", "gone": gone})
         except (LedgerUnavailable, OSError):

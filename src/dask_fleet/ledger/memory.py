@@ -270,6 +270,10 @@ class MemoryLedger(Ledger):
         """See the port."""
         return [job for seq, job in sorted(self._jobs.items()) if seq > after_seq and not job.state.is_terminal][:limit]
 
+    async def unknown_jobs(self, seqs: Sequence[int]) -> list[int]:
+        """See the port."""
+        return [seq for seq in seqs if seq not in self._jobs]
+
     async def counts(self) -> dict[str, int]:
         """See the port."""
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import apsw
@@ -72,6 +73,10 @@ class Reads(Listing):
     def events(self, seq: int, after: int, limit: int) -> list[EventRecord]:
         """See `Ledger.events`."""
         return [rows.event_from_row(row) for row in self._execute(_SQL["events"], (seq, after, limit))]
+
+    def unknown_jobs(self, seqs: tuple[int, ...]) -> list[int]:
+        """See `Ledger.unknown_jobs`."""
+        return [seq for (seq,) in self._execute(_SQL["unknown_jobs"], (json.dumps(seqs),))]
 
     def counts(self) -> dict[str, int]:
         """See `Ledger.counts`."""

@@ -239,6 +239,11 @@ class SQLiteLedger(Ledger):
         opened = self._open
         return cast("list[JobRecord]", await opened.reader.submit(opened.reads.unfinished, after_seq, limit))
 
+    async def unknown_jobs(self, seqs: Sequence[int]) -> list[int]:
+        """See the port."""
+        opened = self._open
+        return cast("list[int]", await opened.reader.submit(opened.reads.unknown_jobs, tuple(seqs)))
+
     async def counts(self) -> dict[str, int]:
         """See the port."""
         opened = self._open

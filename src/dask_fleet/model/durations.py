@@ -79,6 +79,14 @@ def parse_bytes(value: object) -> int:
     raise ValueError(f"{_shown(value)} is no size: write a number of bytes, or text such as '256KiB', '500MB' or '2GiB'")
 
 
+def format_bytes(size: int) -> str:
+    """Return a size in the largest binary unit that holds it exactly: ``5GiB``, ``256KiB``, ``1000B``."""
+    for unit, bits in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size and size % (1 << bits) == 0:
+            return f"{size >> bits}{unit}"
+    return f"{size}B"
+
+
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"

@@ -9,6 +9,8 @@ MAX_LOG_BYTES = 1 << 20
 """Most that is kept of one stream of one attempt; what comes after is dropped and counted."""
 LOG_CHUNK_BYTES = 64 << 10
 """Most that travels in one frame or is read at once."""
+DEFAULT_LOGS_MAX_BYTES = 5 << 30
+"""Most that all logs together take."""
 LOG_FOLDER = "logs"
 """Within the data folder."""
 

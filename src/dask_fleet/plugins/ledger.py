@@ -275,6 +275,10 @@ class Ledger(ABC):
     async def unfinished(self, *, after_seq: int = 0, limit: int = 1000) -> list[JobRecord]:
         """Return queued and running jobs of all tenants in ascending ``seq``: for recovery at start."""
 
+    async def unknown_jobs(self, seqs: Sequence[int]) -> list[int]:
+        """Return those of at most 500 handles that no job has: their rows are purged, or never were."""
+        raise NotImplementedError
+
     @abstractmethod
     async def counts(self) -> dict[str, int]:
         """Return the number of ``queued`` and ``running`` runs (terminal ones are not counted: that would take a scan)."""

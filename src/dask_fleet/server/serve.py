@@ -115,6 +115,7 @@ async def _serve(settings: Settings, targets: list[str]) -> int:
             spool=data_dir / "spool",
             max_queued=settings.max_queued,
             row_retention_s=settings.row_retention_s,
+            logs_max_bytes=settings.logs_max_bytes,
             clock=clock,
         )
         await controller.start()

@@ -10,6 +10,9 @@ SELECT seq, job_id, tenant, service, endpoint, version, params, user, pure, crea
        faults, cancel_requested_by, failure, result_run, result_expires_us, deaths, memory_kills, losses, suspect
   FROM jobs WHERE seq = ?;
 
+-- unknown_jobs: Which handles of a JSON array no job has.
+SELECT value FROM json_each(?) WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE seq = value);
+
 -- large_params: Parameters too large for the job's row.
 SELECT params FROM large_params WHERE job_seq = ?;
 

@@ -51,6 +51,13 @@ class ReadingScenarios(LedgerMaker):
         assert await ledger.events(job.seq, limit=2) == events[:2]
 
     @scenario
+    async def test_unknown_handles(self, ledger: Ledger, clock: ManualClock) -> None:
+        known = [(await ledger.accept(request(f"j{n}"))).job.seq for n in range(3)]
+        assert await ledger.unknown_jobs([]) == []
+        assert await ledger.unknown_jobs(known) == []
+        assert sorted(await ledger.unknown_jobs([*known, max(known) + 1, 10**12])) == [max(known) + 1, 10**12]
+
+    @scenario
     async def test_unfinished_and_counts(self, ledger: Ledger, clock: ManualClock) -> None:
         for n in range(12):
             job = (await ledger.accept(request(f"j{n}", tenant=f"t{n % 3}"), claim_for="agent" if n % 2 else None)).job
