@@ -96,7 +96,7 @@ def test_a_job_outlives_the_processes_that_run_it(core: Core, victim: str) -> No
         assert (ended["status"], ended["attempt"], ended["run"], ended["result"]) == ("succeeded", 2, 1, "job")
         assert fleet.states(job_id) == ["lost", "succeeded"]
         cause = fleet.attempts(job_id)[0]["error"]["cause"]
-        assert cause == ("agent_lost" if victim == "agent" else "worker_died")
+        assert cause == ("worker_died" if victim == "worker" else "agent_lost")
         assert (fleet.agent_pid() == agent) is (victim != "agent")
         (replacement,) = fleet.worker_pids()
         assert replacement != worker

@@ -108,34 +108,13 @@ def verdict(attempt: Attempt, reported: Outcome) -> Outcome:
     if attempt.cancelled:
         return _without_result(reported, AttemptState.CANCELLED, None)
     if attempt.timed_out:
-        return _without_result(reported, AttemptState.FAILED, _timeout(attempt))
+        return _without_result(reported, AttemptState.FAILED, timeout_failure(attempt))
     return reported
-
-
-def verdict_on_death(attempt: Attempt, worker: str, how: str, now_us: int) -> Outcome:
-    """Return what is reported home for an attempt whose worker process ended under it; `how` says how it ended."""
-    state, failure = AttemptState.LOST, None
-    if attempt.cancelled:
-        state = AttemptState.CANCELLED
-    elif attempt.timed_out:
-        state, failure = AttemptState.FAILED, _timeout(attempt)
-    else:
-        failure = Failure.bounded(Cause.WORKER_DIED, f"the worker process {how}")
-    return ended(attempt.start, state, worker, now_us, failure)
 
 
 def ended(start: Start, state: AttemptState, worker: str, now_us: int, failure: Failure | None = None) -> Outcome:
     """Return an outcome without a result."""
     return Outcome(start.seq, start.run, start.attempt, state, worker, now_us, failure=failure)
-
-
-def describe_exit(code: int | None, signal_name: str | None) -> str:
-    """Return words for how a process ended."""
-    if signal_name is not None:
-        return f"was killed by {signal_name}"
-    if code is None:
-        return "ended in an unknown way (its forkserver died)"
-    return f"ended with exit code {code}"
 
 
 def common_versions(loaded: Sequence[dict[str, str]]) -> dict[str, str]:
@@ -146,7 +125,8 @@ def common_versions(loaded: Sequence[dict[str, str]]) -> dict[str, str]:
     return {name: version for name, version in first.items() if all(o.get(name) == version for o in others)}
 
 
-def _timeout(attempt: Attempt) -> Failure:
+def timeout_failure(attempt: Attempt) -> Failure:
+    """Return what is told of an attempt that ran past its time-out."""
     return Failure.bounded(
         Cause.TIMEOUT,
         f"the attempt ran past its time-out of {attempt.start.timeout_s:g} s; raise the endpoint's timeout or let the "

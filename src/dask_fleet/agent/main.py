@@ -22,6 +22,7 @@ from dask_fleet.agent.supervisor import Supervisor
 from dask_fleet.agent.uploads import Uploads
 from dask_fleet.agent.worker_process import SECRETS
 from dask_fleet.agent.workers import Launcher
+from dask_fleet.config.memory import memory_limit_bytes
 from dask_fleet.model.errors import SetupError
 from dask_fleet.model.ids import random_id
 from dask_fleet.observability import logs
@@ -63,11 +64,13 @@ class Agent:
         self._launcher = Launcher(
             name=options.name, nthreads=options.nthreads, spool=options.spool, logs=options.logs
         )
+        self._memory_limit = memory_limit_bytes(options.memory_limit, options.nworkers)
         self._supervisor = Supervisor(
             launcher=self._launcher,
             nworkers=options.nworkers,
             nthreads=options.nthreads,
             timeout_grace_s=options.timeout_grace_s,
+            memory_limit_bytes=self._memory_limit,
             report=lambda frame: self._link.send(frame),  # noqa: PLW0108 - the link is made below
             deliver=self._deliver,
             discard=outbox.discard_spool,
@@ -157,6 +160,7 @@ class Agent:
             nworkers=self._options.nworkers,
             nthreads=self._options.nthreads,
             pool=self._options.pool,
+            memory_limit=self._memory_limit,
         )
 
     def _heartbeat(self) -> list[AgentFrame]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dask_fleet.config.fingerprint import parse_fingerprint
+from dask_fleet.config.memory import AUTO, parse_memory_limit
 from dask_fleet.model.logs import LOG_FOLDER
 
 DEFAULT_ORPHAN_TIMEOUT_S = 60.0
@@ -45,6 +46,8 @@ class AgentOptions:
     """Worker processes."""
     nthreads: int = 1
     """Threads of each, that is attempts it runs at once."""
+    memory_limit: str = AUTO
+    """Memory each worker process may have: bytes as text, ``none``, or ``auto`` for an equal share of what there is."""
     orphan_timeout_s: float = DEFAULT_ORPHAN_TIMEOUT_S
     """How long running attempts survive without a server."""
     timeout_grace_s: float = DEFAULT_TIMEOUT_GRACE_S
@@ -98,6 +101,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> AgentOptions:
     parser.add_argument("--lifetime", type=float, metavar="SECONDS")
     parser.add_argument("--nworkers", type=int, default=1)
     parser.add_argument("--nthreads", type=int, default=1)
+    parser.add_argument("--memory-limit", default=AUTO, metavar="SIZE", help="of each worker process: 4GiB, auto, none")
     parser.add_argument("--orphan-timeout", type=float, default=DEFAULT_ORPHAN_TIMEOUT_S, metavar="SECONDS")
     parser.add_argument("--timeout-grace", type=float, default=DEFAULT_TIMEOUT_GRACE_S, metavar="SECONDS")
     given = parser.parse_args(argv)
@@ -114,8 +118,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> AgentOptions:
             lifetime_s=given.lifetime,
             nworkers=given.nworkers,
             nthreads=given.nthreads,
+            memory_limit=_memory_limit(given.memory_limit),
             orphan_timeout_s=given.orphan_timeout,
             timeout_grace_s=given.timeout_grace,
         )
     except ValueError as exc:
         parser.error(str(exc))
+
+
+def _memory_limit(given: str) -> str:
+    try:
+        return parse_memory_limit(given)
+    except ValueError as exc:
+        raise ValueError(f"--memory-limit must be {exc}, not {given!r}") from None

@@ -1,4 +1,4 @@
-"""Owns the worker processes: places attempts, watches their time, replaces what dies, reports every end."""
+"""Owns the attempts of this agent: places them, watches their time, reports every end."""
 
 from __future__ import annotations
 
@@ -9,50 +9,40 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from dask_fleet.agent.attempts import (
-    Attempt,
-    AttemptKey,
-    choose_host,
-    common_versions,
-    due,
-    ended,
-    verdict,
-    verdict_on_death,
-)
+from dask_fleet.agent import deaths
+from dask_fleet.agent.attempts import Attempt, AttemptKey, choose_host, due, ended, verdict
+from dask_fleet.agent.deaths import Death
+from dask_fleet.agent.processes import Processes
 from dask_fleet.agent.workers import Launcher, WorkerProcess
 from dask_fleet.model.failure import Cause, Failure
 from dask_fleet.model.states import AttemptState
 from dask_fleet.protocol.frames import (
     AttemptRef,
     Cancel,
-    Loaded,
     LogGrown,
     Outcome,
     Progress,
     Ready,
     Start,
-    Stop,
     Welcome,
 )
 
 log = logging.getLogger(__name__)
 
-_RELAUNCH_S = (0.2, 30.0)
-"""First and longest wait after a worker process died before it had loaded: nothing forks in a hot loop."""
 _GIVE_BACK_S = 0.1
 """How long an attempt may wait here for a free thread. The server sends short jobs a little ahead; when long ones hold all
 threads, what waits behind them goes back, for another agent may be free."""
 _NO_WORKER_S = 5.0
 """The same while no process is ready to run anything."""
-_STOP_S = 5.0
-"""How long an idle worker process may take to stop before it is killed."""
 
 
 class Supervisor:
-    """All worker processes of this agent and the attempts they carry. Everything happens on the event loop's thread.
+    """The attempts, and the processes that carry them. Everything happens on the event loop's thread.
 
     Parameters
     ----------
+    memory_limit_bytes
+        Of each worker process; 0 for none.
     report
         Gets `Ready` and `Progress`; may drop them while disconnected.
     deliver
@@ -71,53 +61,52 @@ class Supervisor:
         report: Callable[[Ready | Progress | LogGrown], None],
         deliver: Callable[[Outcome], None],
         discard: Callable[[Outcome], None],
+        memory_limit_bytes: int = 0,
     ) -> None:
-        self._launcher = launcher
-        self._nworkers = nworkers
-        self._nthreads = nthreads
+        self._slots = nworkers * nthreads
         self._timeout_grace_s = timeout_grace_s
         self._report = report
         self._deliver = deliver
         self._discard = discard
         self._loop = asyncio.get_running_loop()
-        self._workers: list[WorkerProcess] = []
+        self._processes = Processes(
+            launcher=launcher,
+            nworkers=nworkers,
+            nthreads=nthreads,
+            memory_limit_bytes=memory_limit_bytes,
+            report=report,
+            on_frame=self._on_frame,
+            on_change=self._on_change,
+            on_exit=self._on_exit,
+        )
         self._waiting: deque[Attempt] = deque()
+        self._suspects: deque[Attempt] = deque()
+        """What waits for a process to be alone in. It waits as long as it takes: such processes come and go."""
         self._attempts: dict[AttemptKey, Attempt] = {}
         self._carriers: dict[AttemptKey, WorkerProcess] = {}
-        self._launching: set[asyncio.Task[None]] = set()
-        self._failed_launches = 0
-        self._welcome: Welcome | None = None
-        self._generation = 0
-        self._last_ready: Ready | None = None
-        self._ready_once = False
-        self._load_deaths = ""
-        """How processes end that die while they load; empty when none did."""
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
         self._closing = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._gone = asyncio.Event()
 
     # ------------------------------------------------------------------ life
 
     def begin(self) -> None:
         """Fork the first worker processes; they load their services when the server has said which."""
-        for _ in range(self._nworkers):
-            self._launch(0.0)
+        self._processes.begin()
 
     def take_no_more(self) -> None:
         """Refuse attempts from now on, and replace no worker process."""
         self._closing = True
-        # Else the server would send what we give back again at once, for as long as the drain takes.
-        self._report(Ready({}, {}, 0))
+        self._processes.replace_no_more()
+        self._give_back_suspects()
 
     def give_back_waiting(self) -> None:
         """Return to the server what has not begun."""
-        for attempt in list(self._waiting):
-            self._forget(attempt)
-            self._deliver(ended(attempt.start, AttemptState.CANCELLED, "", _now_us()))
-        self._waiting.clear()
+        while self._waiting:
+            self._return(self._waiting.popleft())
+        self._give_back_suspects()
 
     async def drain(self, timeout_s: float | None) -> None:
         """Wait until all attempts under way have ended, at most `timeout_s`."""
@@ -133,22 +122,11 @@ class Supervisor:
         self.abandon("its agent was shut down")
         if self._alarm is not None:
             self._alarm.cancel()
-        for task in list(self._launching):
-            task.cancel()
-        await asyncio.gather(*self._launching, return_exceptions=True)
-        for worker in self._workers:
-            worker.kill()
-        if self._workers:
-            self._gone.clear()
-            try:
-                async with asyncio.timeout(_STOP_S):
-                    await self._gone.wait()
-            except TimeoutError:
-                log.critical("worker processes survive SIGKILL", extra={"action": "unkillable"})
+        await self._processes.close()
 
     def abandon(self, why: str, *, report: bool = True) -> None:
         """Give up all attempts, killing the processes that carry them."""
-        busy = [worker for worker in self._workers if worker.attempts]
+        busy = [worker for worker in self._processes.all() if worker.attempts]
         for attempt in list(self._attempts.values()):
             carrier = self._carriers.get(attempt.key)
             self._forget(attempt)
@@ -158,9 +136,10 @@ class Supervisor:
                 state = AttemptState.CANCELLED if attempt.cancelled else AttemptState.LOST
                 self._deliver(ended(attempt.start, state, name, _now_us(), failure))
         self._waiting.clear()
+        self._suspects.clear()
         for worker in busy:
             worker.attempts.clear()
-            worker.kill()
+            worker.kill(deaths.GIVEN_UP)
 
     # ------------------------------------------------------------------ what the server asks
 
@@ -170,25 +149,13 @@ class Supervisor:
 
     @property
     def free(self) -> int:
-        """Slots that nothing uses."""
-        return max(0, self._nworkers * self._nthreads - len(self._attempts))
+        """Slots that nothing uses. A suspect has one, though not its thread, so that there is no more work than CPUs."""
+        return max(0, self._slots - len(self._attempts))
 
     def welcome(self, welcome: Welcome) -> None:
         """Load what the server serves; processes that loaded something else, or failed to, make room for new ones."""
-        self._welcome = welcome
-        self._generation += 1
-        self._failed_launches, self._load_deaths = 0, ""
-        self._last_ready = None  # a new connection is told again
-        for worker in list(self._workers):
-            if worker.generation == 0:
-                worker.load_services(welcome.targets, self._generation)
-            elif worker.versions is not None and (
-                worker.problems or any(worker.versions.get(n) != v for n, v in welcome.versions.items())
-            ):
-                self._retire(worker)
-        self._tell_ready()
-        self._place_waiting()
-        self._refuse_hopeless()
+        self._processes.welcome(welcome)
+        self._on_change()
 
     def start(self, start: Start) -> None:
         """Take an attempt. One that is here already (the server repeated itself) is not run twice."""
@@ -201,7 +168,10 @@ class Supervisor:
             return
         self._attempts[key] = attempt
         self._idle.clear()
-        if self._waiting or not self._place(attempt):
+        if start.alone:
+            self._suspects.append(attempt)
+            self._place_suspects()
+        elif self._waiting or not self._place(attempt):
             self._waiting.append(attempt)
             attempt.waits_until = self._loop.time() + _GIVE_BACK_S
             self._set_alarm(attempt.waits_until)
@@ -219,9 +189,8 @@ class Supervisor:
             return
         worker = self._carriers.get(attempt.key)
         if worker is None:
-            self._waiting.remove(attempt)
-            self._forget(attempt)
-            self._deliver(ended(attempt.start, AttemptState.CANCELLED, "", _now_us()))
+            (self._suspects if attempt.start.alone else self._waiting).remove(attempt)
+            self._return(attempt)
             return
         attempt.cancel(self._loop.time(), cancel.grace_s)
         worker.send(cancel)
@@ -230,52 +199,75 @@ class Supervisor:
     # ------------------------------------------------------------------ placing
 
     def _place(self, attempt: Attempt) -> bool:
-        worker = choose_host(self._workers, attempt.start)
+        worker = choose_host(self._processes.shared, attempt.start)
         if worker is None:
             return False
+        self._hand_over(attempt, worker)
+        return True
+
+    def _hand_over(self, attempt: Attempt, worker: WorkerProcess) -> None:
         worker.start(attempt, self._loop.time())
         self._carriers[attempt.key] = worker
         if attempt.deadline < self._alarm_at:
             self._set_alarm(attempt.deadline)
-        return True
 
     def _place_waiting(self) -> None:
         """Hand over what waits, oldest first; one whose service no free process has does not hold up the others."""
         passed_over: list[Attempt] = []
-        while self._waiting and any(worker.has_room for worker in self._workers):
+        while self._waiting and any(worker.has_room for worker in self._processes.shared):
             attempt = self._waiting.popleft()
             if not self._place(attempt):
                 passed_over.append(attempt)
         self._waiting.extendleft(reversed(passed_over))
 
+    def _place_suspects(self) -> None:
+        """Hand each suspect a process of its own, and let more come for those that are left."""
+        for attempt in list(self._suspects):
+            worker = choose_host(self._processes.alone, attempt.start)
+            if worker is not None:
+                self._suspects.remove(attempt)
+                self._hand_over(attempt, worker)
+                worker.retiring = True  # its first attempt is its last: what that breaks, no other is charged with
+        if self._suspects:
+            self._processes.provide_alone(len(self._suspects))
+
+    def _on_change(self) -> None:
+        """Processes have come, or have loaded something else."""
+        self._place_waiting()
+        self._place_suspects()
+        self._refuse_hopeless()
+
     def _refuse_hopeless(self) -> None:
         """Fail what waits for code that none of the processes could load and that none is about to."""
-        for attempt in [attempt for attempt in self._waiting if self._is_hopeless(attempt.start)]:
-            start = attempt.start
-            self._waiting.remove(attempt)
-            self._forget(attempt)
-            problems = "; ".join(sorted({p for w in self._workers for p in w.problems.values()}))
-            text = f"no worker process has loaded {start.service} of version {start.version}. {problems}".rstrip()
-            self._deliver(
-                ended(start, AttemptState.FAILED, "", _now_us(), Failure.bounded(Cause.SERVICE_UNAVAILABLE, text))
-            )
+        for queue in (self._waiting, self._suspects):
+            for attempt in [attempt for attempt in queue if self._is_hopeless(attempt.start)]:
+                start = attempt.start
+                queue.remove(attempt)
+                self._forget(attempt)
+                text = (
+                    f"no worker process has loaded {start.service} of version {start.version}. {self._processes.problems()}"
+                )
+                failure = Failure.bounded(Cause.SERVICE_UNAVAILABLE, text.rstrip())
+                self._deliver(ended(start, AttemptState.FAILED, "", _now_us(), failure))
 
     def _is_hopeless(self, start: Start) -> bool:
-        if self._launching or len(self._workers) < self._nworkers:
-            return False
-        return all(
-            worker.ready and (worker.versions or {}).get(start.service) != start.version for worker in self._workers
-        )
+        return self._processes.is_hopeless(start.service, start.version, alone=start.alone)
 
     def _give_back(self, now: float) -> float:
         """Return to the server what has waited too long; returns when to look again."""
         # Where no process is ready, one may be starting. If none comes, the server shall know that nothing runs here.
-        patience = 0.0 if any(worker.ready for worker in self._workers) else _NO_WORKER_S
+        patience = 0.0 if self._processes.one_is_ready else _NO_WORKER_S
         while self._waiting and self._waiting[0].waits_until + patience <= now:
-            attempt = self._waiting.popleft()
-            self._forget(attempt)
-            self._deliver(ended(attempt.start, AttemptState.CANCELLED, "", _now_us()))
+            self._return(self._waiting.popleft())
         return self._waiting[0].waits_until + patience if self._waiting else math.inf
+
+    def _give_back_suspects(self) -> None:
+        while self._suspects:
+            self._return(self._suspects.popleft())
+
+    def _return(self, attempt: Attempt) -> None:
+        self._forget(attempt)
+        self._deliver(ended(attempt.start, AttemptState.CANCELLED, "", _now_us()))
 
     def _forget(self, attempt: Attempt) -> None:
         self._attempts.pop(attempt.key, None)
@@ -312,16 +304,14 @@ class Supervisor:
                 "worker process killed: an attempt did not end in time",
                 extra={"action": "worker_killed", "worker": worker.name, "seq": attempt.start.seq},
             )
-            worker.retiring = True
-            worker.killed_because = "was killed because another attempt in it did not end in time"
-            worker.kill()
+            worker.kill(deaths.FOR_ANOTHER)
         again = self._give_back(now)
         self._set_alarm(min((attempt.next_alarm for attempt in placed), default=math.inf))
         self._set_alarm(again)
 
     # ------------------------------------------------------------------ what worker processes say
 
-    def _on_frame(self, worker: WorkerProcess, frame: Loaded | Progress | Outcome | LogGrown) -> None:
+    def _on_frame(self, worker: WorkerProcess, frame: Progress | Outcome | LogGrown) -> None:
         if isinstance(frame, Outcome):
             key = (frame.seq, frame.attempt)
             attempt = worker.attempts.get(key)
@@ -335,122 +325,19 @@ class Supervisor:
             self._deliver(final)
             if self._waiting:
                 self._place_waiting()
-            if worker.retiring and not worker.attempts:
-                self._stop(worker)
-        elif isinstance(frame, (Progress, LogGrown)):
-            if (frame.seq, frame.attempt) in worker.attempts:
-                self._report(frame)
-        else:
-            self._on_loaded(worker, frame)
+            if worker.retiring:
+                self._processes.stop_if_done(worker)
+        elif (frame.seq, frame.attempt) in worker.attempts:
+            self._report(frame)
 
-    def _on_loaded(self, worker: WorkerProcess, loaded: Loaded) -> None:
-        worker.versions, worker.problems = loaded.versions, loaded.problems
-        if loaded.problems:
-            log.warning("services not loaded: %s", loaded.problems, extra={"action": "load_failed"})
-        else:
-            self._failed_launches, self._load_deaths = 0, ""
-        welcome = self._welcome
-        if welcome is not None and worker.generation != self._generation and (
-            loaded.problems or any(loaded.versions.get(n) != v for n, v in welcome.versions.items())
-        ):
-            self._retire(worker)  # the server has changed its mind meanwhile
-        self._tell_ready()
-        self._place_waiting()
-        self._refuse_hopeless()
-
-    def _on_exit(self, worker: WorkerProcess, how: str) -> None:
-        self._workers.remove(worker)
-        how = worker.killed_because or how
-        now_us = _now_us()
-        expected = worker.retiring or self._closing
-        if not expected:
-            log.warning(
-                "worker process %s", how, extra={"action": "worker_exit", "worker": worker.name, "how": how}
-            )
+    def _on_exit(self, worker: WorkerProcess, death: Death) -> None:
+        now_us, company = _now_us(), worker.load
         for attempt in list(worker.attempts.values()):
             self._forget(attempt)
-            self._deliver(verdict_on_death(attempt, worker.name, how, now_us))
-        if not self._workers:
-            self._gone.set()
-        if self._closing and not self._attempts:
-            return
-        delay = 0.0
-        if worker.versions is None and not expected:
-            first, longest = _RELAUNCH_S
-            delay = min(longest, first * 2.0 ** min(self._failed_launches, 10))
-            self._failed_launches += 1
-            if self._welcome is not None and self._failed_launches > 1:
-                self._load_deaths = how
-        self._launch(delay)
-        self._tell_ready()
-
-    # ------------------------------------------------------------------ coming and going of processes
-
-    def _retire(self, worker: WorkerProcess) -> None:
-        worker.retiring = True
-        if not worker.attempts:
-            self._stop(worker)
-
-    def _stop(self, worker: WorkerProcess) -> None:
-        worker.send(Stop())
-        # A thread of user code can hold the interpreter so that the stop is never read.
-        self._loop.call_later(_STOP_S, worker.kill)
-
-    def _launch(self, delay_s: float) -> None:
-        if self._closing:
-            return
-        task = self._loop.create_task(self._bring_up(delay_s), name="launch-worker")
-        self._launching.add(task)
-        task.add_done_callback(self._launched)
-
-    def _launched(self, task: asyncio.Task[None]) -> None:
-        self._launching.discard(task)
-        if not task.cancelled() and (exc := task.exception()) is not None:
-            log.error("no worker process could be launched", exc_info=exc, extra={"action": "launch_failed"})
-
-    async def _bring_up(self, delay_s: float) -> None:
-        first, longest = _RELAUNCH_S
-        while True:
-            if delay_s:
-                await asyncio.sleep(delay_s)
-            try:
-                worker = await self._launcher.launch()
-            except (OSError, EOFError) as exc:
-                delay_s = min(longest, max(first, delay_s * 2))
-                log.warning("fork failed, again in %.1f s: %s", delay_s, exc, extra={"action": "fork_failed"})
-                continue
-            break
-        self._workers.append(worker)
-        worker.watch(self._on_frame, self._on_exit)
-        if self._closing:
-            worker.kill()
-        elif self._welcome is not None:
-            worker.load_services(self._welcome.targets, self._generation)
-
-    def _tell_ready(self) -> None:
-        """Report what the processes have loaded, when all of the first have, and after each change."""
-        if self._welcome is None or self._closing:
-            return
-        ready = [worker for worker in self._workers if worker.ready]
-        if len(ready) < self._nworkers and not self._ready_once and not self._load_deaths:
-            return
-        self._ready_once = True
-        versions = common_versions([worker.versions or {} for worker in ready])
-        problems: dict[str, str] = {}
-        for worker in ready:
-            problems.update(worker.problems)
-        if self._load_deaths and len(ready) < self._nworkers:
-            for target in self._welcome.targets:
-                problems[target] = f"a worker process that was loading the services {self._load_deaths}"
-        for name, wanted in self._welcome.versions.items():
-            if ready and versions.get(name, wanted) != wanted:
-                problems[name] = (
-                    "its files have changed since the server read them; restart the server to serve the new version"
-                )
-        frame = Ready(versions, problems, len(ready) * self._nthreads)
-        if frame != self._last_ready:
-            self._last_ready = frame
-            self._report(frame)
+            self._deliver(deaths.verdict_on_death(attempt, worker.name, death, now_us, company=company))
+        if worker.alone and worker.versions is None and self._processes.load_deaths:
+            self._give_back_suspects()  # none comes to be alone in: the server shall know that nothing runs here
+        self._place_suspects()
 
 
 def _now_us() -> int:

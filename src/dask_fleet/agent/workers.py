@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import multiprocessing
 import os
 import signal
 import socket
 import sys
+import termios
 import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,9 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from dask_fleet.agent import worker_process
-from dask_fleet.agent.attempts import Attempt, AttemptKey, describe_exit
+from dask_fleet.agent.attempts import Attempt, AttemptKey
+from dask_fleet.agent.deaths import Death
+from dask_fleet.agent.vitals import Vitals
 from dask_fleet.protocol.frames import (
     Frame,
     Load,
@@ -32,17 +36,18 @@ from dask_fleet.protocol.frames import (
 log = logging.getLogger(__name__)
 
 _RECEIVE_BYTES = 1 << 18
-_LOST_WITH_FORKSERVER = 255
-"""What ``multiprocessing`` gives for a child whose forkserver died before telling the exit code."""
 
 
 class WorkerProcess:
     """A living worker process and what it carries.
 
-    `on_frame` gets each frame of it, `on_exit` is called once, after its last frame, when it has ended.
+    `on_frame` gets each frame of it. `on_exit` is called once, after its last frame, when it has ended: with its exit code,
+    negative for a signal, or ``None`` if its forkserver died with it.
     """
 
-    def __init__(self, process: ForkServerProcess, channel: socket.socket, *, name: str, nthreads: int) -> None:
+    def __init__(
+        self, process: ForkServerProcess, channel: socket.socket, *, name: str, nthreads: int, alone: bool
+    ) -> None:
         self.name = name
         self.nthreads = nthreads
         self.pid = process.pid or 0
@@ -54,8 +59,11 @@ class WorkerProcess:
         """Of the welcome it loaded for."""
         self.retiring = False
         """Gets no new attempts and is replaced after its last one."""
-        self.killed_because = ""
+        self.alone = alone
+        """Whether it is for one suspect only."""
+        self.death: Death | None = None
         """Why the agent killed it, if it did; told to the attempts that were in it."""
+        self.vitals = Vitals(self.pid)
         self._process = process
         self._channel = channel
         self._received = bytearray()
@@ -63,12 +71,12 @@ class WorkerProcess:
         self._loop = asyncio.get_running_loop()
         self._ended = False
         self._on_frame: Callable[[WorkerProcess, Loaded | Progress | Outcome | LogGrown], None] | None = None
-        self._on_exit: Callable[[WorkerProcess, str], None] | None = None
+        self._on_exit: Callable[[WorkerProcess, int | None], None] | None = None
 
     def watch(
         self,
         on_frame: Callable[[WorkerProcess, Loaded | Progress | Outcome | LogGrown], None],
-        on_exit: Callable[[WorkerProcess, str], None],
+        on_exit: Callable[[WorkerProcess, int | None], None],
     ) -> None:
         """Begin to listen."""
         self._on_frame, self._on_exit = on_frame, on_exit
@@ -128,10 +136,11 @@ class WorkerProcess:
             self._unsent += data[sent:]
             self._loop.add_writer(self._channel.fileno(), self._writable)
 
-    def kill(self) -> None:
-        """Kill it together with what it has started; its exit is reported as any other."""
+    def kill(self, death: Death | None = None) -> None:
+        """Kill it together with what it has started; its exit is reported as any other. The first `death` told counts."""
         if self._ended:
             return
+        self.retiring, self.death = True, self.death or death
         for kill in (os.killpg, os.kill):  # its group does not exist before it has made it
             try:
                 kill(self.pid, signal.SIGKILL)
@@ -186,8 +195,8 @@ class WorkerProcess:
         """The forkserver tells its exit code, or is dead itself, and then so is the worker."""
         self._loop.remove_reader(self._process.sentinel)
         self._drain()
-        code = self._process.exitcode
-        how = _describe(code)
+        code = _exit_code(self._process)
+        self.vitals.close()
         self._ended = True
         self._loop.remove_reader(self._channel.fileno())
         self._loop.remove_writer(self._channel.fileno())
@@ -197,7 +206,7 @@ class WorkerProcess:
         self._process.join(0)
         self._process.close()
         if self._on_exit is not None:
-            self._on_exit(self, how)
+            self._on_exit(self, code)
 
     def _drain(self) -> None:
         """Take what it sent before it ended: an outcome that is here is no loss."""
@@ -211,12 +220,15 @@ class WorkerProcess:
             self._take(data)
 
 
-def _describe(code: int | None) -> str:
-    if code is None or code == _LOST_WITH_FORKSERVER:
-        return describe_exit(None, None)
-    if code < 0:
-        return describe_exit(None, signal.Signals(-code).name)
-    return describe_exit(code, None)
+def _exit_code(process: ForkServerProcess) -> int | None:
+    """Return the code that the forkserver has told; ``None`` if it died before.
+
+    ``multiprocessing`` makes 255 of the latter, which a function can leave with, too: so look whether anything was told.
+    """
+    told = bytearray(4)
+    fcntl.ioctl(process.sentinel, termios.FIONREAD, told)
+    code = process.exitcode
+    return code if any(told) else None
 
 
 class Launcher:
@@ -231,7 +243,7 @@ class Launcher:
         self._context.set_forkserver_preload(["dask_fleet.agent.preload"])
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="launcher")
 
-    async def launch(self) -> WorkerProcess:
+    async def launch(self, *, alone: bool = False) -> WorkerProcess:
         """Fork a worker process; a dead forkserver is started again.
 
         Raises
@@ -249,7 +261,7 @@ class Launcher:
             raise
         finally:
             theirs.close()
-        return WorkerProcess(process, ours, name=f"{self._name}-{process.pid}", nthreads=self._nthreads)
+        return WorkerProcess(process, ours, name=f"{self._name}-{process.pid}", nthreads=self._nthreads, alone=alone)
 
     def close(self) -> None:
         """End the forkserver; all workers must have ended."""

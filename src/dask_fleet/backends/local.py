@@ -34,6 +34,8 @@ class LocalBackend(Backend):
         The server's data folder; the agent finds the server by ``server.json`` in it and logs to ``agent.log``.
     nworkers, nthreads
         Worker processes, and threads of each.
+    memory_limit
+        Of each worker process: bytes as text, ``auto`` or ``none``.
     orphan_timeout_s
         How long the agent waits for a server that is away.
     python
@@ -50,6 +52,7 @@ class LocalBackend(Backend):
         data_dir: Path,
         nworkers: int,
         nthreads: int = 1,
+        memory_limit: str = "auto",
         orphan_timeout_s: float = 60.0,
         python: str | None = None,
         token_file: Path | None = None,
@@ -58,6 +61,7 @@ class LocalBackend(Backend):
         self._data_dir = data_dir.resolve()
         self._nworkers = nworkers
         self._nthreads = nthreads
+        self._memory_limit = memory_limit
         self._orphan_timeout_s = orphan_timeout_s
         self._python = python or sys.executable
         self._token_file = (token_file or self._data_dir / "agent.token").resolve()
@@ -82,6 +86,8 @@ class LocalBackend(Backend):
             str(self._nworkers),
             "--nthreads",
             str(self._nthreads),
+            "--memory-limit",
+            self._memory_limit,
             "--orphan-timeout",
             f"{self._orphan_timeout_s:g}",
         ]

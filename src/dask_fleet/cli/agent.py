@@ -40,6 +40,12 @@ def agent(
             metavar="DURATION", help="Then take nothing new, let what runs end, and end.", show_default="no end"
         ),
     ] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Memory of each process: 4GiB, none or auto.", show_default="what there is, shared"
+        ),
+    ] = None,
     orphan_timeout: Annotated[
         str | None, typer.Option(metavar="DURATION", help="How long to go on without the server.", show_default="60s")
     ] = None,
@@ -73,6 +79,7 @@ def agent(
             "data_dir": data_dir,
             "nworkers": nworkers,
             "nthreads": nthreads,
+            "memory_limit": memory_limit,
             "orphan_timeout": orphan_timeout,
             "log_level": log_level,
             "log_format": log_format,
@@ -101,6 +108,7 @@ def agent(
             nworkers=settings.nworkers,
             nthreads=settings.nthreads,
             lifetime_s=None if lifetime is None else duration("--lifetime", lifetime),
+            memory_limit=settings.memory_limit,
             orphan_timeout_s=settings.orphan_timeout_s,
         )
     except ValueError as exc:

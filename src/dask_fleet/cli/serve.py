@@ -31,6 +31,12 @@ def serve(
         int | None, typer.Option(help="Worker processes of the local agent.", show_default="the CPUs there are")
     ] = None,
     nthreads: Annotated[int | None, typer.Option(help="Threads of each worker process.", show_default="1")] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Memory of each worker process: 4GiB, none or auto.", show_default="what there is, shared"
+        ),
+    ] = None,
     agent: Annotated[
         bool | None, typer.Option("--agent/--no-agent", help="Whether to start a local agent.", show_default="--agent")
     ] = None,
@@ -71,6 +77,7 @@ def serve(
             "data_dir": data_dir,
             "nworkers": nworkers,
             "nthreads": nthreads,
+            "memory_limit": memory_limit,
             "agent": agent,
             "orphan_timeout": orphan_timeout,
             "max_queued": max_queued,

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from dask_fleet.config.durations import parse_duration
 from dask_fleet.config.fingerprint import parse_fingerprint
+from dask_fleet.config.memory import parse_memory_limit
 from dask_fleet.config.secret import Secret
 from dask_fleet.config.settings import LOG_FORMATS, LOG_LEVELS, TLS_MODES, Settings
 from dask_fleet.model.durations import parse_bytes
@@ -133,6 +134,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "data_dir": _path,
     "nworkers": _whole(1),
     "nthreads": _whole(1),
+    "memory_limit": parse_memory_limit,
     "agent": _boolean,
     "orphan_timeout_s": parse_duration,
     "max_queued": _whole(1),

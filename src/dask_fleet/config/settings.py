@@ -36,6 +36,9 @@ class Settings:
     """Worker processes of the local agent. The CPUs this process may use: affinity and container quota counted."""
     nthreads: int = 1
     """Threads of each worker process. One, as functions in plain Python would only take turns on the GIL."""
+    memory_limit: str = "auto"
+    """Memory of each worker process: a size such as ``4GiB``, ``none``, or ``auto``, an equal share of what there is.
+    Auto, so that a job that takes too much is killed (at 95 %) and told so, before the kernel kills anything else."""
     agent: bool = True
     """Whether ``serve`` starts a local agent. Yes, so that one command is a working service."""
     orphan_timeout_s: float = 60.0

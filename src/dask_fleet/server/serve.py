@@ -102,6 +102,7 @@ async def _serve(settings: Settings, targets: list[str]) -> int:
                 data_dir=data_dir,
                 nworkers=settings.nworkers,
                 nthreads=settings.nthreads,
+                memory_limit=settings.memory_limit,
                 orphan_timeout_s=settings.orphan_timeout_s,
             )
             await backend.start()

@@ -106,11 +106,13 @@ class FakeServer:
         ready = await until(lambda: self.ready and self.ready[-1].versions and self.ready[-1], what="ready")
         self.version = ready.versions["trial"]
 
-    def make_start(self, endpoint: str, *, timeout_s: float = 60.0, limit: int = 1 << 30, **params: Any) -> Start:
+    def make_start(
+        self, endpoint: str, *, timeout_s: float = 60.0, limit: int = 1 << 30, alone: bool = False, **params: Any
+    ) -> Start:
         self._seq += 1
         return Start(
             self._seq, 1, 1, f"job{self._seq}", "trial", endpoint, self.version, json.dumps(params).encode(),
-            timeout_s, limit,
+            timeout_s, limit, alone,
         )  # fmt: skip
 
     async def start(self, endpoint: str, **options: Any) -> Start:
@@ -187,13 +189,13 @@ class AgentProcess:
     """``python -m dask_fleet.agent`` in a session of its own."""
 
     def __init__(self, data_dir: Path, *, nworkers: int = 2, nthreads: int = 1, orphan_timeout_s: float = 30.0,
-                 timeout_grace_s: float = 10.0) -> None:  # fmt: skip
+                 timeout_grace_s: float = 10.0, memory_limit: str = "auto") -> None:  # fmt: skip
         self.data_dir = data_dir
         command = [
             sys.executable, "-m", "dask_fleet.agent", "--server-file", str(data_dir / "server.json"),
             "--token-file", str(data_dir / "agent.token"), "--data-dir", str(data_dir),
             "--nworkers", str(nworkers), "--nthreads", str(nthreads), "--orphan-timeout", str(orphan_timeout_s),
-            "--timeout-grace", str(timeout_grace_s),
+            "--timeout-grace", str(timeout_grace_s), "--memory-limit", memory_limit,
         ]  # fmt: skip
         with (data_dir / "agent.log").open("ab") as log:
             self.popen = subprocess.Popen(

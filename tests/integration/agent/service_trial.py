@@ -67,10 +67,26 @@ def leaves(how: str) -> None:
         raise KeyboardInterrupt
     if how == "os._exit":
         os._exit(7)
+    if how == "255":
+        os._exit(255)
     if how == "segfault":
         ctypes.string_at(0)
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@service.endpoint()
+def hoards(mib: int, path: str = "", step_mib: int = 16, pause_s: float = 0.0) -> int:
+    """Take memory that is really there, and keep it until the file exists (for ever, without one)."""
+    held = []
+    for _ in range(0, mib, step_mib):
+        held.append(b"x" * (step_mib << 20))
+        time.sleep(pause_s)
+    if path:
+        Path(path + ".started").write_text(str(os.getpid()))
+    while not path or not Path(path).exists():
+        time.sleep(0.005)
+    return len(held)
 
 
 @service.endpoint()

@@ -23,9 +23,12 @@ def test_one_thread_is_enough(one_thread: Shared, endpoint: str) -> None:
 @pytest.mark.parametrize("endpoint", ["computes", "graph"])
 def test_two_jobs_on_two_threads(two_threads: Shared, endpoint: str) -> None:
     async def both(server):
-        starts = [server.make_start(endpoint, n=n) for n in (1000, 2000, 3000, 4000)]
-        await server.send(*starts)
-        return [int((await server.outcome(start)).body) for start in starts]
+        values = []
+        for pair in ((1000, 2000), (3000, 4000)):  # no more than there are places: what waits long is given back
+            starts = [server.make_start(endpoint, n=n) for n in pair]
+            await server.send(*starts)
+            values += [int((await server.outcome(start)).body) for start in starts]
+        return values
 
     assert two_threads.do(both) == [total(n) for n in (1000, 2000, 3000, 4000)]
 

@@ -23,7 +23,7 @@ def test_the_command_line_carries_no_secret(tmp_path: Path) -> None:
     backend = LocalBackend(data_dir=make_data_dir(tmp_path / "data"), nworkers=2, nthreads=3, orphan_timeout_s=7.0)
     command = " ".join(backend.command())
     assert TOKEN not in command
-    assert "--nworkers 2 --nthreads 3 --orphan-timeout 7" in command
+    assert "--nworkers 2 --nthreads 3 --memory-limit auto --orphan-timeout 7" in command
 
 
 def test_launch_adopt_and_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,8 @@ from dask_fleet.agent.attempts import (
     Attempt,
     choose_host,
     common_versions,
-    describe_exit,
     due,
     verdict,
-    verdict_on_death,
 )
 from dask_fleet.model.failure import Cause, Failure
 from dask_fleet.model.states import AttemptState
@@ -109,25 +107,6 @@ class TestVerdict:
         for outcome in (succeeded(), failed):
             assert verdict(attempt, outcome).state is AttemptState.CANCELLED
             assert verdict(attempt, outcome).failure is None
-
-    def test_death_is_lost_unless_somebody_wanted_it(self) -> None:
-        innocent, late, unwanted = Attempt(start()), Attempt(start()), Attempt(start())
-        late.time_out(0.0, 1.0)
-        unwanted.cancel(0.0, 1.0)
-        how = "was killed by SIGKILL"
-        lost = verdict_on_death(innocent, "w", how, 7)
-        assert (lost.state, lost.worker, lost.finished_us) == (AttemptState.LOST, "w", 7)
-        assert lost.failure == Failure(cause=Cause.WORKER_DIED, message="the worker process was killed by SIGKILL")
-        timed_out = verdict_on_death(late, "w", how, 7)
-        assert timed_out.failure is not None
-        assert (timed_out.state, timed_out.failure.cause) == (AttemptState.FAILED, Cause.TIMEOUT)
-        assert verdict_on_death(unwanted, "w", how, 7).state is AttemptState.CANCELLED
-
-
-def test_words_for_an_exit() -> None:
-    assert describe_exit(7, None) == "ended with exit code 7"
-    assert describe_exit(None, "SIGSEGV") == "was killed by SIGSEGV"
-    assert "forkserver" in describe_exit(None, None)
 
 
 def test_only_versions_that_all_have_count() -> None:

@@ -1,0 +1,110 @@
+"""Looks at each worker process, twice a second or more often: is it stopped, is it close to its memory limit.
+
+That an attempt is silent says nothing: a call into C that keeps the interpreter looks the same as a process that hangs, and
+only its time-out ends it. So nothing here asks the process itself; the kernel knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from dask_fleet.agent import deaths
+from dask_fleet.agent.vitals import KILL_AT, LOOK_AGAIN_S, next_look_s
+from dask_fleet.agent.workers import WorkerProcess
+from dask_fleet.config.memory import memory_cgroups, oom_kills
+
+log = logging.getLogger(__name__)
+
+_COUNT_EVERY = 8
+"""Looks between two readings of what the kernel has killed: what it did long ago explains nothing that happens now."""
+
+
+class Watch:
+    """One timer for all processes. An idle agent pays a few microseconds a process, twice a second.
+
+    Parameters
+    ----------
+    processes
+        Returns those to look at.
+    limit_bytes
+        Memory each may have; 0 for no limit.
+    """
+
+    def __init__(self, processes: Callable[[], Iterable[WorkerProcess]], *, limit_bytes: int) -> None:
+        self._processes = processes
+        self._limit_bytes = limit_bytes
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.Handle | None = None
+        self._looks = 0
+        self._cgroups: list[Path] = memory_cgroups()
+        self._oom_kills = oom_kills(self._cgroups)
+
+    @property
+    def limit_bytes(self) -> int:
+        """Memory each process may have; 0 for no limit."""
+        return self._limit_bytes
+
+    def begin(self) -> None:
+        """Look from now on."""
+        self._timer = self._loop.call_soon(self._look)
+
+    def close(self) -> None:
+        """Look no more. Twice is harmless."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def of_exit(self, worker: WorkerProcess, code: int | None) -> deaths.Death:
+        """Return what the death of a process that nobody here has killed is called."""
+        oom_killed = False
+        if code is not None and code < 0:
+            oom_killed = self._count_oom_kills()
+        vitals = worker.vitals
+        return deaths.of_exit(
+            code,
+            last_bytes=vitals.last.rss_bytes if vitals.last else 0,
+            peak_bytes=vitals.peak_bytes,
+            limit_bytes=self._limit_bytes,
+            oom_killed=oom_killed,
+        )
+
+    def _count_oom_kills(self) -> bool:
+        before, self._oom_kills = self._oom_kills, oom_kills(self._cgroups)
+        return self._oom_kills > before
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        self._looks += 1
+        if self._looks % _COUNT_EVERY == 0 and self._cgroups:
+            self._count_oom_kills()
+        wait_s = min((self._look_at(worker, now) for worker in self._processes()), default=0.5)
+        self._timer = self._loop.call_later(wait_s, self._look)
+
+    def _look_at(self, worker: WorkerProcess, now: float) -> float:
+        """Look at one process, kill it if need be, and return when to look again."""
+        vitals = worker.vitals
+        if (seen := vitals.look(now)) is None:
+            return next_look_s(0, 0.0, 0)
+        sample, before, since_s = seen
+        growth = (sample.rss_bytes - before.rss_bytes) / since_s if before is not None and since_s > 0 else 0.0
+        wait_s = next_look_s(sample.rss_bytes, growth, self._limit_bytes)
+        if self._limit_bytes and sample.rss_bytes >= KILL_AT * self._limit_bytes:
+            peak = vitals.ask_peak()
+            self._kill(worker, deaths.for_memory(peak, self._limit_bytes), rss_bytes=sample.rss_bytes)
+        elif vitals.stopped_since is not None:
+            if now - vitals.stopped_since >= LOOK_AGAIN_S * 0.9:
+                self._kill(worker, deaths.WHILE_STOPPED)
+            else:
+                wait_s = min(wait_s, LOOK_AGAIN_S)
+        return wait_s
+
+    def _kill(self, worker: WorkerProcess, death: deaths.Death, **more: int) -> None:
+        if worker.death is None:
+            log.warning(
+                "worker process %s %s", worker.name, death.how,
+                extra={"action": "worker_killed", "worker": worker.name, "cause": str(death.cause), **more},
+            )  # fmt: skip
+        worker.kill(death)
