@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -27,6 +27,16 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     """Two worker processes with two threads, a memory limit, and little patience with functions that do not listen."""
     data = tmp_path_factory.mktemp("limited") / "data"
     yield from shared_fleet(data, nworkers=2, nthreads=2, timeout_grace_s=0.2, memory_limit=f"{LIMIT_MIB}MiB")
+
+
+def calm(shared: Shared, scene: Callable[[FakeServer], Awaitable[None]], *, slots: int) -> None:
+    """Play a scene once all processes are there: what the scene before has killed may still be on its way back."""
+
+    async def whole(server: FakeServer) -> None:
+        await until(lambda: server.ready[-1].slots == slots, what="all worker processes")
+        await scene(server)
+
+    shared.do(whole)
 
 
 def lost(outcome: Outcome, cause: Cause, blame: Blame) -> str:
@@ -56,9 +66,10 @@ class TestMemory:
             assert outcome.failure.peak_bytes >= 0.95 * LIMIT_MIB * MIB
             assert f"of the {LIMIT_MIB} MiB" in message
             assert "--memory-limit" in message
+            await until(lambda: server.ready[-1].slots == 4, what="its successor")
             assert await server.value("double", n=1) == 2
 
-        limited.do(scene)
+        calm(limited, scene, slots=4)
 
     def test_what_is_below_the_limit_lives(self, limited: Shared, tmp_path: Path) -> None:
         async def scene(server: FakeServer) -> None:
@@ -67,7 +78,7 @@ class TestMemory:
             (tmp_path / "gate").touch()
             assert (await server.outcome(start)).state is AttemptState.SUCCEEDED
 
-        limited.do(scene)
+        calm(limited, scene, slots=4)
 
     def test_in_company_all_are_suspects(self, limited: Shared, tmp_path: Path) -> None:
         async def scene(server: FakeServer) -> None:
@@ -84,7 +95,7 @@ class TestMemory:
             rest = first if ends[0].seq == other.seq else other
             assert (await server.outcome(rest)).state is AttemptState.SUCCEEDED
 
-        limited.do(scene)
+        calm(limited, scene, slots=4)
 
     def test_hello_tells_the_limit(self, limited: Shared) -> None:
         hello = limited.server.hellos[-1]
@@ -100,7 +111,7 @@ class TestStopped:
             assert "SIGSTOP" in message
             await until(lambda: len(limited.agent.workers()) == 2)
 
-        limited.do(scene)
+        calm(limited, scene, slots=4)
 
     def test_a_moments_stop_is_none(self, limited: Shared, tmp_path: Path) -> None:
         """As of a profiler that takes a snapshot."""
@@ -113,7 +124,7 @@ class TestStopped:
             (tmp_path / "gate").touch()
             assert (await server.outcome(start)).state is AttemptState.SUCCEEDED
 
-        limited.do(scene)
+        calm(limited, scene, slots=4)
 
     def test_silence_alone_kills_nothing(self, limited: Shared, tmp_path: Path) -> None:
         """C code that keeps the interpreter answers nobody; only its time-out ends it."""
@@ -125,7 +136,7 @@ class TestStopped:
             assert (outcome.state, outcome.failure.cause) == (AttemptState.FAILED, Cause.TIMEOUT)
             assert outcome.blame is Blame.NONE
 
-        limited.do(scene)
+        calm(limited, scene, slots=4)
 
 
 class TestDeath:
@@ -134,13 +145,13 @@ class TestDeath:
         async def scene(server: FakeServer) -> None:
             assert said in lost(await server.call("leaves", how=how), Cause.WORKER_DIED, Blame.ALONE)
 
-        limited.do(scene)
+        calm(limited, scene, slots=4)
 
     def test_exit_code_255_is_not_taken_for_a_dead_forkserver(self, limited: Shared) -> None:
         async def scene(server: FakeServer) -> None:
             assert "exit code 255" in lost(await server.call("leaves", how="255"), Cause.WORKER_DIED, Blame.ALONE)
 
-        limited.do(scene)
+        calm(limited, scene, slots=4)
 
     @pytest.mark.parametrize("how", ["kill", "segfault"])
     def test_in_company_all_are_suspects(self, tmp_path: Path, one_process: Shared, how: str) -> None:
@@ -149,11 +160,12 @@ class TestDeath:
             lost(await server.call("leaves", how=how), Cause.WORKER_DIED, Blame.SHARED)
             lost(await server.outcome(neighbour), Cause.WORKER_DIED, Blame.SHARED)
 
-        one_process.do(scene)
+        calm(one_process, scene, slots=2)
 
     def test_beside_one_that_is_killed_nobody_is_charged(self, tmp_path: Path, one_process: Shared) -> None:
         async def scene(server: FakeServer) -> None:
             for number, kill in enumerate(("time-out", "cancel")):
+                await until(lambda: server.ready[-1].slots == 2, what="the process")
                 neighbour, _ = await started(server, "wait_for", tmp_path / f"gate{number}")
                 path = tmp_path / f"deaf{number}"
                 deaf = await server.start("deaf", path=str(path), timeout_s=0.3 if kill == "time-out" else 60.0)
@@ -164,7 +176,7 @@ class TestDeath:
                 assert outcome.state is (AttemptState.FAILED if kill == "time-out" else AttemptState.CANCELLED)
                 lost(await server.outcome(neighbour), Cause.WORKER_DIED, Blame.NONE)
 
-        one_process.do(scene)
+        calm(one_process, scene, slots=2)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +206,7 @@ class TestSuspects:
             assert not ran & shared
             await until(lambda: {w.pid for w in limited.agent.workers()} == shared, what="their end")
 
-        limited.do(scene)
+        calm(limited, scene, slots=4)
 
     def test_its_death_is_its_own(self, limited: Shared, tmp_path: Path) -> None:
         async def scene(server: FakeServer) -> None:
@@ -205,7 +217,7 @@ class TestSuspects:
             assert (await server.outcome(neighbour)).state is AttemptState.SUCCEEDED
             assert pid in {w.pid for w in limited.agent.workers()}
 
-        limited.do(scene)
+        calm(limited, scene, slots=4)
 
     def test_one_that_waits_can_be_cancelled(self, limited: Shared, tmp_path: Path) -> None:
         async def scene(server: FakeServer) -> None:
@@ -222,7 +234,7 @@ class TestSuspects:
                 (tmp_path / f"s{number}").touch()
                 assert (await server.outcome(suspects[number])).state is AttemptState.SUCCEEDED
 
-        limited.do(scene)
+        calm(limited, scene, slots=4)
 
     def test_the_forkserver_dies_with_one(self, tmp_path: Path) -> None:
         async def scene() -> None:

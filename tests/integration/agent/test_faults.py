@@ -80,6 +80,7 @@ def test_kill_9_leaves_no_orphan(tmp_path: Path, victim: str) -> None:
             forkserver.kill()
             assert (await server.outcome(start)).state is AttemptState.LOST
             await until(lambda: not any(w.is_running() and w.status() != psutil.STATUS_ZOMBIE for w in workers))
+            await until(lambda: server.ready[-1].slots == 2)
             assert await server.value("double", n=1) == 2  # by a worker of a new forkserver
             await until(lambda: len(agent.workers()) == 2)
 
