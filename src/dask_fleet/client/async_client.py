@@ -13,6 +13,7 @@ from urllib.parse import quote
 import httpx
 
 from dask_fleet.client.async_job import AsyncJob, Report
+from dask_fleet.client.batch import submit_sets
 from dask_fleet.client.catalogue import Catalogue, EndpointInfo
 from dask_fleet.client.endpoints import AsyncEndpoint, AsyncServiceNames, item_params, split_name
 from dask_fleet.client.fan_out import bounded_map, in_completion_order
@@ -21,6 +22,7 @@ from dask_fleet.client.retries import RetryPolicy
 from dask_fleet.client.transport import Transport
 from dask_fleet.config import Secret, load_client_here
 from dask_fleet.config.trust import Trust
+from dask_fleet.model.errors import FleetError
 from dask_fleet.model.states import RunState
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -195,7 +197,7 @@ class AsyncClient:
         return await self._post(info.service, info.name, params, options, pure=info.pure)
 
     async def map(self, endpoint: AsyncEndpoint | str, items: Iterable[Any], **common: Any) -> list[AsyncJob]:
-        """Submit a call for each item, several at once, and return the jobs in the items' order.
+        """Submit a call for each item, a thousand in a request, and return the jobs in the items' order.
 
         Parameters
         ----------
@@ -205,11 +207,25 @@ class AsyncClient:
             A dict gives parameters by name, a tuple in order, any other value is the first parameter.
         common
             Parameters that all calls share.
+
+        Raises
+        ------
+        FleetError
+            The first refusal there is; what was accepted before goes on. `submit_batch` raises none.
         """
         if isinstance(endpoint, str):
             endpoint = AsyncEndpoint(self, *split_name(endpoint), CallOptions())
         info = await self.endpoint_info(endpoint.service, endpoint.name)
         return await self.map_calls(info, items, common, endpoint.call_options)
+
+    async def submit_batch(
+        self, endpoint: AsyncEndpoint | str, items: Iterable[Any], **common: Any
+    ) -> list[AsyncJob | FleetError]:
+        """Do what `map` does, but return, in place of its job, why an item was refused."""
+        if isinstance(endpoint, str):
+            endpoint = AsyncEndpoint(self, *split_name(endpoint), CallOptions())
+        info = await self.endpoint_info(endpoint.service, endpoint.name)
+        return await self.batch_calls(info, items, common, endpoint.call_options)
 
     async def map_calls(
         self, info: EndpointInfo, items: Iterable[Any], common: Mapping[str, Any], options: CallOptions
@@ -219,7 +235,18 @@ class AsyncClient:
         async def submit(item: Any) -> AsyncJob:
             return await self.submit_call(info, item_params(info, item, common), options)
 
-        return await bounded_map(submit, items)
+        if options.wait_s:  # a batch waits for nobody
+            return await bounded_map(submit, items)
+        sets = (item_params(info, item, common) for item in items)
+        answers = await submit_sets(self._transport, info, sets, options, raise_refusals=True)
+        return [answer for answer in answers if isinstance(answer, AsyncJob)]
+
+    async def batch_calls(
+        self, info: EndpointInfo, items: Iterable[Any], common: Mapping[str, Any], options: CallOptions
+    ) -> list[AsyncJob | FleetError]:
+        """Do the work of `submit_batch` for a known endpoint."""
+        sets = (item_params(info, item, common) for item in items)
+        return await submit_sets(self._transport, info, sets, options, raise_refusals=False)
 
     async def gather(self, jobs: Iterable[AsyncJob], *, progress: bool = False) -> list[Any]:
         """Return the results of `jobs` in their order; the first job without a result raises.

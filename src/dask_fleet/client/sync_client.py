@@ -149,7 +149,7 @@ class Client:
         )
 
     def map(self, endpoint: Endpoint | str, items: Iterable[Any], **common: Any) -> list[Job]:
-        """Submit a call for each item, several at once, and return the jobs in the items' order.
+        """Submit a call for each item, a thousand in a request, and return the jobs in the items' order.
 
         Parameters
         ----------
@@ -159,15 +159,23 @@ class Client:
             A dict gives parameters by name, a tuple in order, any other value is the first parameter.
         common
             Parameters that all calls share.
+
+        Raises
+        ------
+        FleetError
+            The first refusal there is; what was accepted before goes on. `submit_batch` raises none.
         """
-        options = CallOptions()
-        if isinstance(endpoint, str):
-            info = self._loop.run(self._inner.endpoint_info(*split_name(endpoint)))
-        else:
-            info, options = endpoint.info, endpoint.call_options
+        info, options = self._named(endpoint)
         # Items may come from a generator of the caller's: it runs in the caller's thread, before any is sent.
         held = list(items)
         return [self._face(job) for job in self._loop.run(self._inner.map_calls(info, held, common, options))]
+
+    def submit_batch(self, endpoint: Endpoint | str, items: Iterable[Any], **common: Any) -> list[Job | FleetError]:
+        """Do what `map` does, but return, in place of its job, why an item was refused."""
+        info, options = self._named(endpoint)
+        held = list(items)
+        answers = self._loop.run(self._inner.batch_calls(info, held, common, options))
+        return [answer if isinstance(answer, FleetError) else self._face(answer) for answer in answers]
 
     def gather(self, jobs: Iterable[Job], *, progress: bool = False) -> list[Any]:
         """Return the results of `jobs` in their order; the first job without a result raises."""
@@ -231,6 +239,11 @@ class Client:
         return self._loop.run(self._inner.revoke_token(token_id))
 
     # ------------------------------------------------------------------ steps
+
+    def _named(self, endpoint: Endpoint | str) -> tuple[EndpointInfo, CallOptions]:
+        if isinstance(endpoint, str):
+            return self._loop.run(self._inner.endpoint_info(*split_name(endpoint))), CallOptions()
+        return endpoint.info, endpoint.call_options
 
     def _submit_call(self, info: EndpointInfo, params: Mapping[str, Any], options: CallOptions) -> Job:
         return self._face(self._loop.run(self._inner.submit_call(info, params, options)))

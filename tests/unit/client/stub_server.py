@@ -69,6 +69,8 @@ class Stub:
         self.faults: deque[Any] = deque()
         """What to answer next instead: ``(status, headers, problem)``, ``"drop"`` to break the connection, or
         bytes: the beginning of a result of 210 bytes before it breaks."""
+        self.rooms: deque[int] = deque()
+        """How many sets the next batches find room for."""
         self.jobs: dict[str, dict[str, Any]] = {}
         self.events: dict[str, list[dict[str, Any]]] = {}
         self.bodies: dict[str, bytes] = {}
@@ -160,19 +162,39 @@ class Stub:
                 Route("/v1/jobs/{job_id}/result", self.result),
                 Route("/v1/jobs/{job_id}/events", self.stream),
                 Route("/v1/jobs/{job_id}/attempts", lambda _: JSONResponse({"attempts": [{"attempt": 1}]})),
+                Route("/v1/{service}/{endpoint}:batch", self.submit_batch, methods=["POST"]),
                 Route("/v1/{service}/{endpoint}", self.submit, methods=["POST"]),
             ]
         )
 
+    async def submit_batch(self, request: Request) -> Response:
+        key = request.headers.get("idempotency-key")
+        items: list[dict[str, Any]] = []
+        room = self.rooms.popleft() if self.rooms else None
+        for index, line in enumerate((await request.body()).splitlines()):
+            if room is not None and index >= room:
+                full = {"status": 429, "code": "queue_full", "detail": "full"}
+                items.append({"index": index, "error": full})
+                continue
+            answer = self.enter(request, json.loads(line), key=None if key is None else f"{key}-{index}")
+            document = json.loads(bytes(answer.body))
+            if answer.status_code >= 400:
+                items.append({"index": index, "error": document})
+            else:
+                items.append({"index": index, "job_id": document["job_id"], "status": document["status"]})
+        return JSONResponse({"items": items}, 202, {"Retry-After": "0"})
+
     async def submit(self, request: Request) -> Response:
+        return self.enter(request, await request.json(), key=request.headers.get("idempotency-key"))
+
+    def enter(self, request: Request, params: dict[str, Any], *, key: str | None) -> Response:
         service, name = request.path_params["service"], request.path_params["endpoint"]
         if name not in {entry["name"] for entry in SERVICES["services"][0]["endpoints"]}:
             return problem(404, "not_found", f"no endpoint {service}.{name}")
-        params = await request.json()
         if not isinstance(params.get("n"), int):
             return problem(422, "invalid_parameters", "n is wrong", errors=[{"loc": ["n"], "msg": "Field required"}])
-        key = "" if name != "roll" else request.headers.get("idempotency-key", str(len(self.jobs)))
-        job_id = f"{name}{params['n']}{key}".lower()
+        nonce = "" if name != "roll" else key or str(len(self.jobs))
+        job_id = f"{name}{params['n']}{nonce}".lower()
         if job_id not in self.jobs or request.query_params.get("refresh"):
             self.jobs[job_id] = new_job(job_id, service, name, params, request)
             self.note(job_id, "accepted")

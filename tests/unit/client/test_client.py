@@ -17,6 +17,8 @@ from typing import Any, Self
 import pytest
 
 from dask_fleet import AsyncClient, Client, as_completed
+from dask_fleet.client import batch
+from dask_fleet.client.job import Job
 from dask_fleet.model.errors import (
     CapacityError,
     Conflict,
@@ -238,11 +240,66 @@ def test_map_keeps_the_order_and_shares_parameters(client: Client, stub: Any) ->
     assert stub.jobs["fibonacci7"]["params"] == {"n": 7, "base": 2.0}
     assert stub.jobs["fibonacci7"]["tags"] == ["batch"]
     mixed = client.map("math.fibonacci", [{"n": 1}, (2, 3.0), 5])
-    assert [job.document["params"] for job in mixed] == [{"n": 1, "base": 2.0}, {"n": 2, "base": 2.0}, {"n": 5, "base": 2.0}]
+    assert [job.document["params"] for job in mixed] == [{"n": 1}, {"n": 2, "base": 3.0}, {"n": 5}]
+    assert repr(mixed[1]) == "<Job math.fibonacci(n=2, base=3.0) succeeded fibonacci2>"
     with pytest.raises(InvalidParameters):
         client.map("math.fibonacci", [1, "x", 3])
     with pytest.raises(ValueError, match=r"service\.endpoint"):
         client.map("fibonacci", [1])
+
+
+def test_map_sends_a_thousand_in_a_request(client: Client, stub: Any) -> None:
+    jobs = client.map("math.fibonacci", (n % 50 for n in range(2500)))
+    assert [job.job_id for job in jobs[2490:]] == [f"fibonacci{n % 50}" for n in range(2490, 2500)]
+    sent = [body.count(b"\n") + 1 for _, path, _, body in stub.requests if path.endswith("fibonacci:batch")]
+    assert sorted(sent) == [500, 1000, 1000]
+    assert client.map("math.fibonacci", []) == []
+    assert client.map(client.math.fibonacci.options(wait=1), [1, 2])[1].document["run"] == 1  # with waiting, one by one
+
+
+def test_a_part_is_full_by_its_bytes_as_well(monkeypatch: pytest.MonkeyPatch, client: Client, stub: Any) -> None:
+    monkeypatch.setattr(batch, "BYTES_A_REQUEST", 100)
+    assert len(client.map("math.fibonacci", range(1000, 1040))) == 40
+    bodies = [body for _, path, _, body in stub.requests if path.endswith("fibonacci:batch")]
+    assert [body.count(b"\n") + 1 for body in bodies] == [10, 10, 10, 10]
+
+
+def test_what_is_refused_is_told_in_its_place(client: Client, stub: Any) -> None:
+    first, refused, last = client.submit_batch("math.fibonacci", [1, {"n": "x"}, 3])
+    assert isinstance(refused, InvalidParameters)
+    assert refused.extra["errors"][0]["loc"] == ["n"]
+    assert isinstance(first, Job)
+    assert isinstance(last, Job)
+    assert (first.result(), last.result()) == (1, 2)
+
+
+def test_what_finds_no_room_is_sent_again(client: Client, stub: Any) -> None:
+    stub.rooms.extend([3, 2])
+    assert client.gather(client.map("math.fibonacci", range(10))) == [0, 1, 1, 2, 3, 5, 8, 13, 21, 34]
+    bodies = [body for _, path, _, body in stub.requests if path.endswith("fibonacci:batch")]
+    assert [body.count(b"\n") + 1 for body in bodies] == [10, 7, 5]  # what was taken is not asked for again
+    stub.rooms.extend([1])
+    rolled = client.map("math.roll", [1, 2])
+    batches = [(headers, body) for _, path, headers, body in stub.requests if path.endswith("roll:batch")]
+    one, two = ((headers["idempotency-key"], body) for headers, body in batches)
+    assert one == two  # with a key it is the same request
+    assert len({job.job_id for job in rolled}) == 2
+
+
+def test_patience_with_a_full_server_ends(stub: Any) -> None:
+    stub.rooms.extend([1, *[0] * 100])
+    with Client(patience_s=0.3) as client:
+        with pytest.raises(QueueFull):
+            client.map("math.fibonacci", range(3))
+        stub.rooms.clear()
+        stub.rooms.extend([1, *[0] * 100])
+        jobs = client.submit_batch("math.fibonacci", range(3))
+        stub.rooms.clear()
+        stub.rooms.extend([1] * 100)  # with a key the same set finds room again and again
+        with pytest.raises(QueueFull):
+            client.map("math.roll", range(3))
+        stub.rooms.clear()
+        assert [type(job) for job in jobs] == [Job, QueueFull, QueueFull]
 
 
 def test_jobs_are_listed_over_pages(client: Client) -> None:
