@@ -68,7 +68,7 @@ class AsyncJob:
 
     @property
     def document(self) -> dict[str, Any]:
-        """The whole job document of the API, as last heard."""
+        """The job document of the API, as last heard; of a job from ``map``, before it is asked for, only what names it."""
         return self._document
 
     # ------------------------------------------------------------------ verbs
@@ -313,7 +313,8 @@ class AsyncJob:
 
     async def poll(self, wait_s: float) -> bool:
         """Let the server hold its answer for at most `wait_s` seconds; return whether the run has ended."""
-        if not self.done:
+        # The answer to a batch names a job and its state, and nothing of a result.
+        if not self.done or "run" not in self._document:
             await self._poll(min(MAX_WAIT_S, math.ceil(wait_s)))
         return self.done
 

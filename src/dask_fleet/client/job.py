@@ -49,7 +49,7 @@ class Job:
 
     @property
     def document(self) -> dict[str, Any]:
-        """The whole job document of the API, as last heard."""
+        """The job document of the API, as last heard; of a job from ``map``, before it is asked for, only what names it."""
         return self._inner.document
 
     def refresh_status(self) -> RunState:
