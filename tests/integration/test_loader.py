@@ -248,3 +248,69 @@ def test_a_loader_that_is_killed_is_told(tmp_path: Path) -> None:
     fails(ServiceImportError, r"ended \(SIGKILL\) before it could describe them", target)
     target = write(tmp_path / "service.py", "import os\nos._exit(7)")
     fails(ServiceImportError, r"ended \(exit code 7\)", target)
+
+
+HOSTILE = {
+    "writes megabytes where the manifest goes": (
+        """
+        import os
+        for fd in range(3, 20):
+            try:
+                for _ in range(10):
+                    os.write(fd, b"x" * (1 << 20))
+            except OSError:
+                pass
+        """,
+        r"larger than 4 MiB|no manifest|took more than|ended",
+    ),
+    "writes something else where the manifest goes": (
+        """
+        import os
+        for fd in range(3, 20):
+            try:
+                os.write(fd, b'[[[]]]\\n')
+            except OSError:
+                pass
+        """,
+        r"the loader's answer is no manifest",
+    ),
+    "writes a deep document where the manifest goes": (
+        """
+        import os
+        for fd in range(3, 20):
+            try:
+                os.write(fd, b'[' * 20_000 + b'\\n')
+            except OSError:
+                pass
+        """,
+        r"the loader's answer is no manifest",
+    ),
+    "leaves a fork behind in a session of its own and dies": (
+        """
+        import os, time
+        if os.fork() == 0:
+            os.setsid()
+            time.sleep(3)
+            os._exit(0)
+        os._exit(9)
+        """,
+        r"ended \(exit code 9\)|took more than",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(HOSTILE))
+def test_a_hostile_module_is_told_of_in_time(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dask_fleet.services.loader.MAX_MANIFEST_BYTES", 4 << 20)
+    text, message = HOSTILE[name]
+    began = time.monotonic()
+    fails(ServiceImportError, message, write(tmp_path / "service.py", textwrap.dedent(text)), timeout_s=20)
+    assert time.monotonic() - began < 40
+
+
+def test_a_module_that_prints_without_end_fills_no_disk(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    text = "import os\nfor _ in range(64):\n    os.write(2, b'noise ' * 100_000)\n" + textwrap.dedent(SERVICE)
+    assert version(write(tmp_path / "service.py", text, name="noisy"))
+    shown = capfd.readouterr().err
+    assert len(shown) < (1 << 20) + 1_000
+    assert "the rest is dropped" in shown

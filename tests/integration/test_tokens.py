@@ -128,6 +128,94 @@ def test_all_that_is_open_ends_in_time(fleet: CoreFleet, how: str, record_proper
     assert fleet.ended(job_id)["status"] == "succeeded"
 
 
+PLANTED = [
+    ("query", "GET", "/v1/jobs?token={token}", None, {}),
+    ("query, unnamed", "GET", "/v1/jobs?{token}", None, {}),
+    ("query, escaped", "GET", "/v1/jobs?x=%66leet_{rest}", None, {}),
+    ("query of a call", "POST", "/v1/core/quick?access_token={token}", {"name": "x"}, {}),
+    ("path", "GET", "/v1/jobs/{token}", None, {}),
+    ("endpoint", "POST", "/v1/core/{token}", {}, {}),
+    ("unknown parameter", "POST", "/v1/core/quick", {"{token}": 1}, {}),
+    ("parameter of a wrong type", "POST", "/v1/core/quick", {"name": ["{token}"]}, {}),
+    ("malformed body", "POST", "/v1/core/quick", b'{"name": {token}', {}),
+    ("tags", "POST", "/v1/core/quick", {"name": "x"}, {"Fleet-Tags": "{token}"}),
+    ("idempotency key", "POST", "/v1/core/quick", {"name": "x"}, {"Idempotency-Key": "{token}"}),
+    ("priority", "POST", "/v1/core/quick", {"name": "x"}, {"Fleet-Priority": "{token}"}),
+    ("deadline", "POST", "/v1/core/quick", {"name": "x"}, {"Fleet-Deadline": "{token}"}),
+    ("user agent", "POST", "/v1/core/quick", {"name": "agent"}, {"User-Agent": "curl {token}"}),
+    ("another header", "GET", "/v1/jobs", None, {"X-Api-Key": "{token}"}),
+    ("host", "GET", "/v1/jobs", None, {"Host": "{token}"}),
+    ("cookie", "GET", "/v1/jobs", None, {"Cookie": "fleet_session={token}"}),
+    ("basic authentication", "GET", "/v1/jobs", None, {"Authorization": "Basic {token}"}),
+    ("event id", "GET", "/v1/jobs/{job}/events", None, {"Last-Event-ID": "{token}"}),
+    ("one-time code", "GET", "/signin?code={token}", None, {}),
+    ("user of a token", "POST", "/v1/tokens", {"user": "{token}", "scopes": ["read"]}, {}),
+    ("tenant of a token", "POST", "/v1/tokens", {"user": "x", "tenant": "{token}", "scopes": ["read"]}, {}),
+    ("id of a token", "DELETE", "/v1/tokens/{token}", None, {}),
+    ("another agent's upload", "PUT", "/v1/agents/spool/{token}", b"", {}),
+]
+"""Where people put tokens by mistake: name, method, path, body, headers."""
+
+
+def test_a_token_is_found_nowhere(fleet: CoreFleet, tmp_path: Path) -> None:
+    """In parameters it would be data; from every other place it must not get into any file, log, answer or process."""
+    token = create(fleet, ["submit", "read", "admin"])["token"]
+    secret = token.encode()
+    job_id = fleet.post("core/quick", {"name": "planting"}, wait=20).json()["job_id"]
+
+    def planted(value: Any) -> Any:
+        if isinstance(value, bytes):
+            return value.replace(b"{token}", secret)
+        if isinstance(value, str):
+            filled = value.replace("{token}", token).replace("{rest}", token.removeprefix("fleet_"))
+            return filled.replace("{job}", job_id)
+        if isinstance(value, dict):
+            return {planted(name): planted(inner) for name, inner in value.items()}
+        return [planted(inner) for inner in value] if isinstance(value, list) else value
+
+    for name, method, path, body, headers in PLANTED:
+        for bearer in (fleet.token, token):
+            sent = {"Authorization": f"Bearer {bearer}", **planted(headers)}
+            answer = fleet.request(method, planted(path), planted(body), headers=sent)
+            assert answer.status < 500, (name, answer.status)
+            assert secret not in answer.body, (name, answer.body)
+            assert not any(token in value for value in answer.headers.values()), name
+    for env in ({"FLEET_TOKEN": token},):
+        own = {key: value for key, value in os.environ.items() if not key.startswith("FLEET_")}
+        for args in (["jobs", "list"], ["jobs", "show", token], ["config", "show"], ["doctor"], ["call", "core.quick"]):
+            done = subprocess.run(
+                [COMMAND, *args], env={**own, **env, "FLEET_URL": fleet.url}, cwd=tmp_path, capture_output=True, timeout=60,
+                check=False,
+            )  # fmt: skip
+            assert secret not in done.stderr, (args, done.stderr)
+            assert secret not in done.stdout, (args, done.stdout)
+    found = [
+        str(path)
+        for path in fleet.data_dir.rglob("*")
+        if path.is_file() and path.name not in {"token", "agent.token"} and secret in path.read_bytes()
+    ]
+    assert not found
+    own_tokens = [(fleet.data_dir / name).read_bytes().strip() for name in ("token", "agent.token")]
+    for process in fleet.processes():
+        for place in ("cmdline", "environ"):
+            shown = Path(f"/proc/{process.pid}/{place}").read_bytes()
+            assert not any(one in shown for one in (secret, *own_tokens)), (process, place)
+    everywhere = b"".join(path.read_bytes() for path in fleet.data_dir.rglob("*.log")) + fleet.logs().encode()
+    assert not any(one in everywhere for one in own_tokens)
+
+
+def test_workers_of_a_server_that_was_given_a_token_do_not_inherit_it(tmp_path: Path) -> None:
+    token = "fleet_" + "B" * 43
+    with CoreFleet(tmp_path) as fleet:
+        fleet.terminate()
+        fleet._env = {**fleet._env, "FLEET_TOKEN": token}
+        fleet.restart()
+        holders = [p.role for p in fleet.processes() if token.encode() in Path(f"/proc/{p.pid}/environ").read_bytes()]
+        assert set(holders) <= {"server"}  # what its own shell gave it
+        assert fleet.post("core/quick", {"name": "x"}, wait=20).status == 200
+        assert token not in fleet.logs()
+
+
 def create(fleet: CoreFleet, scopes: list[str], **rest: Any) -> dict[str, Any]:
     answer = fleet.request("POST", "/v1/tokens", {"user": "eve", "scopes": scopes, **rest})
     assert answer.status == 201, answer.body

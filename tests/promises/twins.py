@@ -102,7 +102,80 @@ def no_fence() -> None:
     Outcomes._record = trusting  # type: ignore[method-assign]
 
 
+def open_page() -> None:
+    """Answer one page to whoever asks, as a debugging page that was forgotten would."""
+    from dask_fleet.server import app, auth, routes_meta
+
+    app.OPEN_PATHS = app.OPEN_PATHS | {"/v1/status"}
+    honest = auth.principal_of
+    nobody = auth.Principal(user="nobody", tenant="default", scopes=frozenset({"read"}), token_id="")
+
+    def lax(request: Any) -> auth.Principal:
+        return nobody if request.url.path == "/v1/status" else honest(request)
+
+    routes_meta.principal_of = lax  # type: ignore[attr-defined]
+
+
+def dask_client() -> None:
+    """Hold a Dask client in the API's process, with its scheduler and what that listens on, as others do."""
+    from dask_fleet.controller.controller import Controller
+
+    honest = Controller.start
+    held: list[Any] = []
+
+    async def with_client(self: Controller) -> None:
+        import distributed
+
+        cluster = await asyncio.to_thread(
+            distributed.LocalCluster, n_workers=0, processes=True, host="0.0.0.0", scheduler_port=0, dashboard_address=":0"
+        )
+        held.append(cluster)
+        held.append(await asyncio.to_thread(distributed.Client, cluster))
+        await honest(self)
+
+    Controller.start = with_client  # type: ignore[method-assign]
+
+
+def unpickles_bodies() -> None:
+    """Take parameters as a pickle too, which is so convenient for Python callers."""
+    import pickle
+
+    from dask_fleet.server import submit
+
+    honest = submit.read_body
+
+    async def convenient(scope: Any, receive: Any, **rest: Any) -> bytes:
+        headers = dict(scope["headers"])
+        if headers.get(b"content-type") == b"application/x-python-pickle":
+            pickle.loads((await receive())["body"])
+            return b"{}"
+        return await honest(scope, receive, **rest)
+
+    submit.read_body = convenient  # type: ignore[assignment]
+
+
+def unpickles_results() -> None:
+    """Look into results as they come in, as a Dask client in the server's process does when it gathers them."""
+    from distributed.protocol import pickle
+
+    from dask_fleet.controller.outcomes import Outcomes
+    from dask_fleet.protocol.frames import Outcome
+
+    honest = Outcomes._store
+
+    async def curious(self: Outcomes, job: Any, outcome: Outcome) -> Any:
+        if outcome.media_type != "application/json" and outcome.body:
+            pickle.loads(outcome.body)
+        return await honest(self, job, outcome)
+
+    Outcomes._store = curious  # type: ignore[method-assign]
+
+
 TWINS: dict[str, Callable[[], None]] = {
+    "unpickles-bodies": unpickles_bodies,
+    "unpickles-results": unpickles_results,
+    "open-page": open_page,
+    "dask-client": dask_client,
     "ack-before-commit": ack_before_commit,
     "synchronous-normal": synchronous_normal,
     "check-then-insert": check_then_insert,

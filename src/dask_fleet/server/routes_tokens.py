@@ -13,7 +13,7 @@ from dask_fleet.codecs.strict_json import loads
 from dask_fleet.model.durations import parse_duration_s
 from dask_fleet.model.errors import BadRequest, Forbidden
 from dask_fleet.model.jobs import TokenRecord
-from dask_fleet.server.auth import Principal, Scope, principal_of, require
+from dask_fleet.server.auth import Principal, Scope, principal_of, refuse_token, require
 from dask_fleet.server.body import read_body
 from dask_fleet.server.documents import rfc3339
 from dask_fleet.server.methods import Methods
@@ -115,6 +115,7 @@ def _name(document: dict[str, Any], member: str, default: str | None) -> str:
     value = document.get(member, default)
     if not isinstance(value, str) or not _NAME.match(value):
         raise BadRequest(f"{member!r} must be 1 to 100 letters, digits and . _ @ + -, beginning with a letter or digit")
+    refuse_token(value, f"{member!r}")
     return value
 
 

@@ -22,6 +22,11 @@ from dask_fleet.model.manifest import Manifest, ServiceManifest
 
 LOAD_TIMEOUT_S = 60.0
 MAX_MANIFEST_BYTES = 64 << 20
+MAX_OUTPUT_BYTES = 1 << 20
+"""Of what modules print while they are imported: as much is shown, the rest is dropped."""
+_MAX_MESSAGE_CHARS = 4_000
+_OUTPUT_TIMEOUT_S = 1.0
+_PIECE_BYTES = 1 << 16
 _MODULE = "dask_fleet.services.loader"
 
 
@@ -80,15 +85,22 @@ async def load_manifest(
         *targets,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
         limit=MAX_MANIFEST_BYTES,
         start_new_session=True,  # so that what a module starts while it is imported ends with the loader
     )
     assert process.stdout is not None
+    assert process.stderr is not None
+    relay = asyncio.create_task(_show(process.stderr), name="loader-output")
     try:
         async with asyncio.timeout(timeout_s):
             # One line, not end of file: a process that a module left behind may hold the pipe open.
             line = await process.stdout.readline()
             code = await process.wait() if not line else 0
+    except ValueError:
+        raise ServiceImportError(
+            f"the description of {', '.join(targets)} is larger than {MAX_MANIFEST_BYTES >> 20} MiB: shorten its schemas"
+        ) from None
     except TimeoutError:
         raise ServiceImportError(
             f"importing {', '.join(targets)} took more than {timeout_s:g} s: move long work out of the module's top level,"
@@ -96,6 +108,12 @@ async def load_manifest(
         ) from None
     finally:
         await _end(process)
+        # What it printed before it ended is in the pipe; a process that escaped may hold it open.
+        await asyncio.wait([relay], timeout=_OUTPUT_TIMEOUT_S)
+        relay.cancel()
+        await asyncio.gather(relay, return_exceptions=True)
+        # Without this the pipes' transports would live until a process that inherited them ends.
+        process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio offers no other way
     if not line:
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         raise ServiceImportError(
@@ -108,16 +126,36 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     await asyncio.shield(process.wait())
-    # Without this the pipe's transport would live until a process that inherited it ends.
-    process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio offers no other way
+
+
+async def _show(output: asyncio.StreamReader) -> None:
+    """Pass on what modules print, to a limit; read the rest all the same, or they would wait for ever."""
+    left = MAX_OUTPUT_BYTES
+    while piece := await output.read(_PIECE_BYTES):
+        if left > 0:
+            _print(piece[:left])
+            left -= len(piece)
+            if left <= 0:
+                _print(f"\n[more than {MAX_OUTPUT_BYTES >> 20} MiB printed while importing: the rest is dropped]\n".encode())
+
+
+def _print(data: bytes) -> None:
+    with suppress(OSError, ValueError):  # nobody reads our standard error: no reason to fail
+        sys.stderr.flush()
+        os.write(2, data)
 
 
 def _parse(line: bytes) -> Manifest:
-    document: dict[str, Any] = json.loads(line)  # exact for integers of any size, which msgspec's reader is not
-    if "code" in document:
-        cls = error_classes().get(document["code"], SetupError)
-        raise (cls if issubclass(cls, SetupError) else SetupError)(document["message"])
-    return msgspec.convert(document, Manifest)
+    try:
+        document = json.loads(line)  # exact for integers of any size, which msgspec's reader is not
+        if isinstance(document, dict) and "code" in document:
+            cls = error_classes().get(str(document["code"]), SetupError)
+            raise (cls if issubclass(cls, SetupError) else SetupError)(str(document["message"])[:_MAX_MESSAGE_CHARS])
+        return msgspec.convert(document, Manifest)
+    except (ValueError, KeyError, RecursionError):  # also msgspec's
+        raise ServiceImportError(
+            "the loader's answer is no manifest: a module that is imported writes to file descriptors that are not its own"
+        ) from None
 
 
 def main(argv: Sequence[str]) -> int:
