@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dask_fleet.controller.controller import Controller
-from dask_fleet.controller.decisions import INFRASTRUCTURE_RETRIES
+from dask_fleet.controller.decisions import DEATH_RETRIES, INFRASTRUCTURE_RETRIES
 from dask_fleet.model import story
 from dask_fleet.model.jobs import EventRecord, JobRecord
 from dask_fleet.model.states import RunState
@@ -15,7 +15,7 @@ PAGE = 1_000
 MAX_EVENTS = 10_000
 """A job that was asked for again thousands of times has the beginning of its story told; `after` leads on."""
 
-BUDGETS = story.Budgets(faults=INFRASTRUCTURE_RETRIES)
+BUDGETS = story.Budgets(faults=INFRASTRUCTURE_RETRIES, deaths=DEATH_RETRIES)
 
 
 async def events_of(controller: Controller, job: JobRecord) -> list[EventRecord]:
