@@ -26,8 +26,8 @@ class CoreFleet(ServedFleet):
         """Return the names in order of their starts."""
         return self._starts.read_text().splitlines() if self._starts.exists() else []
 
-    def until_started(self, name: str, times: int = 1) -> None:
-        self.until(lambda: self.starts(name) >= times, f"start {times} of {name}")
+    def until_started(self, name: str, times: int = 1, *, timeout_s: float = 20.0) -> None:
+        self.until(lambda: self.starts(name) >= times, f"start {times} of {name}", timeout_s=timeout_s)
 
     def open_gate(self, name: str) -> None:
         self._starts.with_name(name).touch()

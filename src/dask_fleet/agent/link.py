@@ -32,6 +32,7 @@ class Ending(Enum):
 
     ORPHANED = "orphaned"
     REFUSED = "refused"
+    CLOSED = "closed"
 
 
 class Link:
@@ -66,6 +67,7 @@ class Link:
         self._connection: Connection | None = None
         self._welcomed = False
         self._was_welcomed = False
+        self._closed = False
         self._distrusted = ""
 
     @property
@@ -79,7 +81,7 @@ class Link:
             self._connection.send(frame)
 
     async def run(self) -> Ending:
-        """Stay connected until the server refuses us or has been away for ``orphan_timeout_s``."""
+        """Stay connected until we close, the server refuses us, or it has been away for ``orphan_timeout_s``."""
         loop = asyncio.get_running_loop()
         last_seen = loop.time()
         backoff = _FIRST_BACKOFF_S
@@ -116,6 +118,8 @@ class Link:
                     self._welcomed = False
                     last_seen, backoff = loop.time(), _FIRST_BACKOFF_S
                     self._on_lost()
+            if self._closed:
+                return Ending.CLOSED
             if loop.time() - last_seen >= self._options.orphan_timeout_s:
                 log.warning("no server for %g s: ending", self._options.orphan_timeout_s, extra={"action": "orphaned"})
                 return Ending.ORPHANED
@@ -123,7 +127,8 @@ class Link:
             backoff = min(_MAX_BACKOFF_S, backoff * 1.6)
 
     def close(self, reason: str) -> None:
-        """Close the connection there is; what was sent in this turn still leaves."""
+        """Close the connection there is, for good; what was sent in this turn still leaves."""
+        self._closed = True
         if self._connection is not None:
             self._connection.close(reason)
 

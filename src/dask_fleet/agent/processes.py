@@ -278,9 +278,18 @@ class Processes:
         for name, wanted in self._welcome.versions.items():
             if ready and versions.get(name, wanted) != wanted:
                 problems[name] = (
-                    "its files have changed since the server read them; restart the server to serve the new version"
+                    f"the files of {name} here are not those the server has read: if they have changed, restart the server "
+                    "to serve the new version; on another host, bring the server's files to it"
                 )
         frame = Ready(versions, problems, len(ready) * self._nthreads)
         if frame != self._last_ready:
             self._last_ready = frame
             self._report(frame)
+            for target, problem in problems.items():
+                log.warning(
+                    "this agent gets no jobs of %s: %s (a service must be importable here, under the same path or name as "
+                    "on the server; then start the agent again)",
+                    target,
+                    problem,
+                    extra={"action": "service_unavailable"},
+                )

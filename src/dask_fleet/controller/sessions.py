@@ -87,6 +87,7 @@ class Sessions:
         if agent_home(hello.agent) != home:
             raise ProtocolError(f"the agent's id {hello.agent!r} does not begin with its home {home!r}")
         handle = self._agents.ensure(hello.agent, hello.name)
+        handle.name = hello.name  # one taken up from the ledger has only been known by its id
         handle.slots = hello.slots
         handle.pid = hello.pid
         handle.nworkers, handle.nthreads = max(hello.nworkers, 1), max(hello.nthreads, 1)

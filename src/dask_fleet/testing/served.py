@@ -245,6 +245,11 @@ class ServedFleet:
         """Exit code of the server process, ``None`` while it runs."""
         return None if self._server is None else self._server.poll()
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of its processes; for others that shall count as its own, such as a second agent."""
+        return dict(self._env)
+
     # ------------------------------------------------------------------ processes
 
     def processes(self) -> list[FleetProcess]:
