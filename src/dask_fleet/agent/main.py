@@ -133,7 +133,7 @@ class Agent:
         await asyncio.gather(drain, return_exceptions=True)
         await self._supervisor.close()
         try:
-            async with asyncio.timeout(_UPLOADED_S if self._uploads else _ACK_S):
+            async with asyncio.timeout(_UPLOADED_S if self._uploads is not None and self._uploads.under_way else _ACK_S):
                 while len(self._outbox) and self._link.connected:
                     self._acknowledged.clear()
                     await self._acknowledged.wait()

@@ -54,7 +54,9 @@ class Uploads:
         self._tasks: dict[AttemptKey, asyncio.Task[None]] = {}
         self._http: httpx.AsyncClient | None = None
 
-    def __len__(self) -> int:
+    @property
+    def under_way(self) -> int:
+        """Uploads begun and not done."""
         return len(self._tasks)
 
     def is_due(self, outcome: Outcome) -> bool:
