@@ -47,6 +47,9 @@ def serve(
     max_queued: Annotated[
         int | None, typer.Option(help="Jobs that may wait; more are answered with 429.", show_default="100000")
     ] = None,
+    max_connections_per_peer: Annotated[
+        int | None, typer.Option(help="Open connections that one address may have.", show_default="512")
+    ] = None,
     drain_timeout: Annotated[
         str | None,
         typer.Option(metavar="DURATION", help="How long running jobs may go on at the end.", show_default="30s"),
@@ -81,6 +84,7 @@ def serve(
             "agent": agent,
             "orphan_timeout": orphan_timeout,
             "max_queued": max_queued,
+            "max_connections_per_peer": max_connections_per_peer,
             "drain_timeout": drain_timeout,
             "allowed_hosts": allowed_hosts,
             "log_level": log_level,

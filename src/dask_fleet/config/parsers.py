@@ -138,6 +138,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "agent": _boolean,
     "orphan_timeout_s": parse_duration,
     "max_queued": _whole(1),
+    "max_connections_per_peer": _whole(1),
     "drain_timeout_s": parse_duration,
     "row_retention_s": parse_duration,
     "logs_max_bytes": _size,

@@ -45,6 +45,9 @@ class Settings:
     """Seconds an agent goes on without its server before it ends. Long enough for a restart or an upgrade."""
     max_queued: int = 100_000
     """Jobs that may wait before a new one is answered with 429. About 100 MB of memory when full."""
+    max_connections_per_peer: int = 512
+    """Open connections that one address may have; more are answered with 503. A reverse proxy is one address: set it to
+    what the proxy opens at most."""
     drain_timeout_s: float = 30.0
     """Seconds that running jobs are given to end on SIGTERM or Ctrl-C. What service managers allow before they kill."""
     row_retention_s: float = 90 * 86_400.0

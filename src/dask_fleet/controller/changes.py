@@ -37,6 +37,7 @@ class Changes:
     def __init__(self) -> None:
         self._waiters: dict[int, list[asyncio.Future[JobRecord]]] = {}
         self._subscriptions: dict[int, list[Subscription]] = {}
+        self.closed = False
 
     def publish(self, job: JobRecord) -> None:
         """Tell of a job's new record: streams of every change, waiters of the outcome."""
@@ -58,8 +59,20 @@ class Changes:
             if subscription.hears_logs:
                 subscription.set()
 
+    def close(self) -> None:
+        """Let nobody wait any longer: streams are woken, waiters are told that time is up."""
+        self.closed = True
+        for ears in self._subscriptions.values():
+            for subscription in ears:
+                subscription.set()
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                _give_up(waiter)
+
     async def outcome(self, seq: int, timeout_s: float) -> JobRecord | None:
-        """Return the record once the job's current run has ended, or ``None`` after `timeout_s`."""
+        """Return the record once the job's current run has ended, or ``None`` after `timeout_s` or `close`."""
+        if self.closed:
+            return None
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[JobRecord] = loop.create_future()
         waiters = self._waiters.setdefault(seq, [])

@@ -163,6 +163,10 @@ class Controller:
         for handle in self.agents:
             handle.send(Shutdown(drain_s))
 
+    def dismiss_waiters(self) -> None:
+        """Have held answers and event streams end now: the server is about to."""
+        self._changes.close()
+
     async def close(self) -> None:
         """Stop all tasks; what was not recorded is taken up again at the next start."""
         self._dispatcher.paused = True
@@ -436,6 +440,11 @@ class Controller:
     def draining(self) -> bool:
         """Whether the server is shutting down."""
         return self._dispatcher.paused
+
+    @property
+    def closing(self) -> bool:
+        """Whether nobody may wait for anything any longer: see `dismiss_waiters`."""
+        return self._changes.closed
 
     @property
     def running(self) -> int:

@@ -5,11 +5,12 @@
     FleetError
     ├── RequestError                the caller must change something
     │   ├── BadJSON · BadRequest · InvalidParameters · IdempotencyMismatch · BodyTooLarge · UnsupportedMediaType
+    │   ├── RequestTimeout · HeadersTooLarge
     │   ├── Unauthorized · Forbidden · HostNotAllowed
     │   ├── NotFound · MethodNotAllowed · NotAcceptable · PreconditionFailed · RangeNotSatisfiable
     │   └── Conflict · ResultExpired
     ├── CapacityError               the caller may try again later
-    │   └── QueueFull · Draining · LedgerUnavailable (LedgerFull) · SpoolFull
+    │   └── QueueFull · Draining · LedgerUnavailable (LedgerFull) · SpoolFull · TooManyConnections
     ├── JobError                    the job ended without a result
     │   └── JobFailed · JobCancelled · JobExpired
     ├── SetupError                  found at start; the message names the cure
@@ -92,6 +93,23 @@ class UnsupportedMediaType(RequestError):
     code = "unsupported_media_type"
     status = 415
     title = "Unsupported media type"
+
+
+class RequestTimeout(RequestError):
+    """The body did not arrive in time; the connection is closed. Send it faster, or in smaller parts."""
+
+    code = "request_timeout"
+    status = 408
+    title = "The request took too long"
+    retryable = True
+
+
+class HeadersTooLarge(RequestError):
+    """Request line and headers are too large or too many."""
+
+    code = "headers_too_large"
+    status = 431
+    title = "Request header fields too large"
 
 
 class Unauthorized(RequestError):
@@ -219,6 +237,13 @@ class LedgerFull(LedgerUnavailable):
     code = "ledger_full"
     status = 507
     title = "The ledger is full"
+
+
+class TooManyConnections(CapacityError):
+    """The caller's address, or all together, have as many connections as the server takes; close some or use them again."""
+
+    code = "too_many_connections"
+    title = "Too many connections"
 
 
 class JobError(FleetError):

@@ -18,6 +18,8 @@ from dask_fleet.model.errors import ProtocolError, ResultCorrupt
 from dask_fleet.plugins.result_store import ResultStore
 
 PIECE_BYTES = 1 << 20
+SERVED_PIECE_BYTES = 64 << 10
+"""Small: each reader that has stopped reading holds one or two of them."""
 
 _LOCATION = re.compile(r"([0-9a-f]{2})/([0-9a-f]{62})-([0-9a-f]{16})\.bin")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -75,7 +77,7 @@ class FileResultStore(ResultStore):
             await asyncio.to_thread(file.seek, start)
             position = start
             while stop is None or position < stop:
-                most = PIECE_BYTES if stop is None else min(PIECE_BYTES, stop - position)
+                most = SERVED_PIECE_BYTES if stop is None else min(SERVED_PIECE_BYTES, stop - position)
                 piece = await asyncio.to_thread(file.read, most)
                 if not piece:
                     return

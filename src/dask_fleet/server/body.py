@@ -1,16 +1,22 @@
-"""Reads request bodies: bounded in size and time, JSON only, never decompressed."""
+"""Reads request bodies: bounded in size, one by one and together; JSON only, never decompressed.
+
+Their time is the connection's affair (`deadlines`): a body that comes too late looks here like a client that has left.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Self
 
-from dask_fleet.model.errors import BadRequest, BodyTooLarge, UnsupportedMediaType
+from dask_fleet.model.errors import BadRequest, BodyTooLarge, CapacityError, UnsupportedMediaType
 
 MAX_BODY_BYTES = 1 << 20
-BODY_TIMEOUT_S = 30.0
-"""From the first look at the body to its last byte."""
+SMALL_BODY_BYTES = 64 << 10
+"""Up to here a body needs no share of `LARGE_BODIES`."""
+BY_RATE = "dask_fleet.body_by_rate"
+"""A route that sets this in its scope takes a body for as long as it comes at a minimum rate, and not for 30 s."""
 
 JSON = b"application/json"
 NDJSON = frozenset({b"application/x-ndjson", b"application/ndjson", b"application/jsonl"})
@@ -19,7 +25,56 @@ _JSON_ONLY = frozenset({JSON})
 
 
 class ClientDisconnectedError(Exception):
-    """The client went away before its body was complete: nobody is left to answer."""
+    """The client went away before its body was complete, or was sent away: nobody is left to answer."""
+
+
+class BodyBudget:
+    """How many bytes of large bodies may be in memory at a time. Each waits for its whole share, in the order of coming."""
+
+    def __init__(self, total_bytes: int, *, patience_s: float = 10.0) -> None:
+        self._total = self._free = total_bytes
+        self._patience_s = patience_s
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def take(self, wanted: int) -> int:
+        """Take a share (of all there is, at most) and return its size, for `give_back`.
+
+        Raises
+        ------
+        CapacityError
+            If none became free in time.
+        """
+        share = min(wanted, self._total)
+        if not self._queue and share <= self._free:
+            self._free -= share
+            return share
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((share, turn))
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await turn
+        except BaseException as exc:
+            if turn.done() and not turn.cancelled():
+                self.give_back(share)  # it came in the very moment of giving up
+            else:
+                self._queue.remove((share, turn))
+                self.give_back(0)  # whoever stood behind may fit
+            if isinstance(exc, TimeoutError):
+                raise CapacityError("too many large bodies are on their way; send this one again", retry_after_s=1) from None
+            raise
+        return share
+
+    def give_back(self, share: int) -> None:
+        """Give a share back."""
+        self._free += share
+        while self._queue and self._queue[0][0] <= self._free:
+            wanted, turn = self._queue.popleft()
+            if not turn.done():
+                self._free -= wanted
+                turn.set_result(None)
+
+
+LARGE_BODIES = BodyBudget(24 << 20)
 
 
 async def read_body(
@@ -27,8 +82,8 @@ async def read_body(
     receive: Callable[[], Awaitable[Any]],
     *,
     limit: int = MAX_BODY_BYTES,
-    timeout_s: float = BODY_TIMEOUT_S,
     media_types: frozenset[bytes] = _JSON_ONLY,
+    budget: BodyBudget = LARGE_BODIES,
 ) -> bytes:
     """Return the whole body of a request, which may be empty.
 
@@ -39,11 +94,14 @@ async def read_body(
     UnsupportedMediaType
         If the body is compressed, or there is one and it does not say that it is JSON.
     BadRequest
-        If ``Content-Length`` is malformed, or the body takes longer than `timeout_s`.
+        If ``Content-Length`` is malformed.
+    CapacityError
+        If it is large and there are too many others.
     ClientDisconnectedError
-        If the client went away.
+        If the client went away, or its body did not come in time.
     """
     content_type: bytes | None = None
+    expected = limit
     for name, value in scope["headers"]:
         if name == b"content-length":
             if not value.isdigit():
@@ -51,40 +109,57 @@ async def read_body(
             # The number of digits first: a number of a million digits is not worth converting.
             if len(value) > 15 or int(value) > limit:
                 raise _too_large(limit)
+            expected = int(value)
         elif name == b"content-type":
             content_type = value
         elif name == b"content-encoding" and value.strip().lower() not in {b"", b"identity"}:
             raise UnsupportedMediaType("send the body unencoded: compressed request bodies are not taken")
-    try:
-        async with asyncio.timeout(timeout_s):
-            body = await _collect(receive, limit)
-    except TimeoutError:
-        raise BadRequest(f"the body did not arrive within {timeout_s:g} s", retry_after_s=1) from None
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnectedError
+    body: bytes = message.get("body", b"")
+    if message.get("more_body", False):
+        async with _Share(budget, expected) as share:
+            body = await _collect(receive, body, limit, share)
+    elif len(body) > limit:
+        raise _too_large(limit)
     if content_type != JSON and (body or content_type is not None) and base_type(content_type) not in media_types:
         named = " or ".join(f"'Content-Type: {name.decode()}'" for name in sorted(media_types, reverse=True)[:2])
         raise UnsupportedMediaType(f"send the parameters as JSON with the header {named}")
     return body
 
 
-async def _collect(receive: Callable[[], Awaitable[Any]], limit: int) -> bytes:
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise ClientDisconnectedError
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body", False):
-        if len(body) > limit:
-            raise _too_large(limit)
-        return body
-    pieces = bytearray(body)
-    while True:
+class _Share:
+    """A body's part of the budget, taken when it is found to be large and given back whatever happens."""
+
+    def __init__(self, budget: BodyBudget, expected: int) -> None:
+        self._budget = budget
+        self._expected = expected
+        self._taken = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._taken:
+            self._budget.give_back(self._taken)
+
+    async def cover(self, size: int) -> None:
+        if size > SMALL_BODY_BYTES and not self._taken:
+            self._taken = await self._budget.take(max(size, self._expected))
+
+
+async def _collect(receive: Callable[[], Awaitable[Any]], first: bytes, limit: int, share: _Share) -> bytes:
+    pieces, more = bytearray(first), True
+    while more:
         if len(pieces) > limit:
             raise _too_large(limit)
+        await share.cover(len(pieces))
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnectedError
         pieces += message.get("body", b"")
-        if not message.get("more_body", False):
-            break
+        more = message.get("more_body", False)
     if len(pieces) > limit:
         raise _too_large(limit)
     return bytes(pieces)

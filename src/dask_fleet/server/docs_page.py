@@ -168,8 +168,6 @@ def _html(title: str, body: str, *, nonce: str, status_code: int) -> HTMLRespons
     headers = {
         "Content-Security-Policy": policy,
         "Cache-Control": "no-store",
-        "Referrer-Policy": "no-referrer",
-        "X-Content-Type-Options": "nosniff",
         "Cross-Origin-Opener-Policy": "same-origin",
     }
     return HTMLResponse(page, status_code=status_code, headers=headers)

@@ -67,7 +67,6 @@ def problem_headers(error: FleetError, length: int) -> list[tuple[bytes, bytes]]
         (b"content-type", PROBLEM_MEDIA_TYPE),
         (b"content-length", b"%d" % length),
         (b"cache-control", b"no-store"),
-        (b"x-content-type-options", b"nosniff"),
     ]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))

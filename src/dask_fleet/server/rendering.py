@@ -22,7 +22,7 @@ QUEUE_TIMEOUT_S = 10.0
 STALL_TIMEOUT_S = 60.0
 """For each piece that goes in or comes out."""
 
-_PIECE_BYTES = 256 << 10
+_PIECE_BYTES = 64 << 10
 _STDERR_BYTES = 4_000
 _log = logging.getLogger(__name__)
 

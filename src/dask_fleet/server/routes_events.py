@@ -37,9 +37,9 @@ _FORMS = ["text/event-stream", "text/plain", "application/json"]
 _EVENT_ID = re.compile(r"[0-9]{1,18}\Z")
 _PAGE = 1_000
 _PING = b": ping\n\n"
+_FAREWELL = b": the server is stopping; come back with Last-Event-ID\nretry: %d\n\n" % RECONNECT_MS
 _HEADERS = {
     "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
     "X-Accel-Buffering": "no",  # nginx would hold events back otherwise
 }
 
@@ -141,6 +141,9 @@ class _Events:
                             async for piece in pieces:
                                 yield piece
                     if job.state.is_terminal and (last_kind is None or last_kind in _TERMINAL_KINDS):
+                        return
+                    if self._controller.closing:
+                        yield _FAREWELL
                         return
                     progress = self._controller.progress_of(job.seq)
                     if progress is not None and progress is not shown:

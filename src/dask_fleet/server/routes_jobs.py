@@ -39,12 +39,12 @@ def routes(controller: Controller) -> list[BaseRoute]:
 
 
 def json_response(document: Any, *, status_code: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Return a document of the API; never cached, never sniffed."""
+    """Return a document of the API; never cached."""
     return Response(
         encode_document(document),
         status_code=status_code,
         media_type="application/json",
-        headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **(headers or {})},
+        headers={"Cache-Control": "no-store", **(headers or {})},
     )
 
 

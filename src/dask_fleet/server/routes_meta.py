@@ -114,7 +114,6 @@ class _Meta:
         else:
             response = signed_in_page()
         response.headers["Set-Cookie"] = set_cookie_header(session, secure=request.scope["scheme"] == "https")
-        response.headers["Referrer-Policy"] = "no-referrer"  # the address held the code
         return response
 
     async def new_link(self, request: Request) -> Response:
@@ -163,10 +162,10 @@ class _Fixed:
         self._etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
 
     def answer(self, request: Request) -> Response:
-        headers = {"ETag": self._etag, "Cache-Control": "private, no-cache", "X-Content-Type-Options": "nosniff"}
+        headers = {"ETag": self._etag, "Cache-Control": "private, no-cache"}
         if names_tag(request.headers.get("if-none-match", ""), self._etag, weakly=True):
             return Response(status_code=304, headers=headers)
         return Response(self._body, media_type="application/json", headers=headers)
 
 
-_WORD_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+_WORD_HEADERS = {"Cache-Control": "no-store"}

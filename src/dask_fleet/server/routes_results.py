@@ -113,9 +113,7 @@ def headers_of(job: JobRecord, result: StoredResult, form: Form) -> dict[str, st
         "Cache-Control": "private, no-cache",
         "Accept-Ranges": "bytes" if form.is_stored else "none",
         "Content-Disposition": f'attachment; filename="{job.job_id}.{suffix}"',
-        "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "sandbox; default-src 'none'",
-        "Cross-Origin-Resource-Policy": "same-origin",
         "Fleet-Run": str(result.run),
     }
 

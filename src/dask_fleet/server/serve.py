@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import signal
@@ -12,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 import uvloop
@@ -26,9 +28,11 @@ from dask_fleet.plugins.ledger import Ledger
 from dask_fleet.plugins.registry import load
 from dask_fleet.plugins.result_store import ResultStore
 from dask_fleet.protocol.frames import MAX_MESSAGE_BYTES
+from dask_fleet.server.admission import Admission, room_for_connections
 from dask_fleet.server.app import FleetApp
 from dask_fleet.server.auth import Principal, TokenAuthenticator, effective_scopes
 from dask_fleet.server.banner import banner
+from dask_fleet.server.edge import Edge
 from dask_fleet.server.hosts import HostCheck
 from dask_fleet.server.http_protocol import FleetHTTPProtocol
 from dask_fleet.server.listening import Announcement, listen, local_url, public_url, refuse_open_bind
@@ -38,6 +42,7 @@ from dask_fleet.server.routes_spool import clear_drafts
 from dask_fleet.server.signin import SignIn
 from dask_fleet.server.tls import TLS, kept_fresh, make_tls
 from dask_fleet.server.tokens import OPERATOR, TOKEN_FILE, TokenBook, ensure_tokens
+from dask_fleet.server.websocket_protocol import FleetWebSocketProtocol
 from dask_fleet.services.loader import load_manifest
 
 log = logging.getLogger(__name__)
@@ -164,7 +169,11 @@ async def _serve(settings: Settings, targets: list[str]) -> int:
             hosts.allow(answered_names(settings.host, tls))
 
         await stack.enter_async_context(kept_fresh(tls, on_new_certificate))
-        return await _run_uvicorn(app, controller, listener, text, tls=tls, drain_timeout_s=settings.drain_timeout_s)
+        edge = Edge(Admission(max_connections=room_for_connections(), max_per_peer=settings.max_connections_per_peer))
+        await stack.enter_async_context(edge.watching())
+        return await _run_uvicorn(
+            app, controller, listener, text, edge=edge, tls=tls, drain_timeout_s=settings.drain_timeout_s
+        )
 
 
 # ---------------------------------------------------------------------- before
@@ -281,13 +290,15 @@ async def _run_uvicorn(
     listener: socket.socket,
     text: str,
     *,
+    edge: Edge,
     tls: TLS | None,
     drain_timeout_s: float,
 ) -> int:
+    http: Any = functools.partial(FleetHTTPProtocol, edge=edge)  # uvicorn only calls it
     config = uvicorn.Config(
         app,
-        http=FleetHTTPProtocol,
-        ws="websockets-sansio",
+        http=http,
+        ws=FleetWebSocketProtocol,
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False,
         ws_ping_interval=None,  # agents send heartbeats
@@ -297,7 +308,6 @@ async def _run_uvicorn(
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=5,
         timeout_graceful_shutdown=5,
     )
     config.load()
@@ -324,6 +334,7 @@ async def _run_uvicorn(
         await stop.wait()
         await controller.drain(drain_timeout_s)
         controller.shut_agents_down(drain_s=0.0)
+        controller.dismiss_waiters()
         server.should_exit = True
 
     drainer = asyncio.create_task(drain_then_exit(), name="drainer")

@@ -1,4 +1,7 @@
-"""Long answers: sent piece by piece, given up when the client leaves or stops reading."""
+"""Long answers: sent piece by piece, given up when the client leaves.
+
+A client that stops reading is one that leaves: the connection's watch (`deadlines`) sees to that.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,6 @@ from contextlib import aclosing
 from typing import Any
 
 from starlette.responses import Response
-
-STALL_TIMEOUT_S = 60.0
-"""A client that takes no byte for so long is taken for gone: it must not hold a file, a process or a stream for ever."""
 
 
 class Streamed(Response):
@@ -34,8 +34,8 @@ class Streamed(Response):
         """Send head and pieces until they end or the client goes."""
         async with aclosing(self._pieces):
             if scope["method"] == "HEAD":
-                await _send(send, {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-                await _send(send, {"type": "http.response.body", "body": b""})
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                await send({"type": "http.response.body", "body": b""})
                 return
             sender = asyncio.create_task(self._send_all(send), name="stream-sender")
             watcher = asyncio.create_task(_gone(receive), name="stream-watcher")
@@ -50,16 +50,11 @@ class Streamed(Response):
                 sender.result()
 
     async def _send_all(self, send: Any) -> None:
-        await _send(send, {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for piece in self._pieces:
             if piece:
-                await _send(send, {"type": "http.response.body", "body": piece, "more_body": True})
-        await _send(send, {"type": "http.response.body", "body": b""})
-
-
-async def _send(send: Any, message: Any) -> None:
-    async with asyncio.timeout(STALL_TIMEOUT_S):
-        await send(message)
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
 
 async def _gone(receive: Any) -> None:

@@ -120,7 +120,6 @@ def _answer_headers(name: str, body: bytes, options: CallOptions) -> Headers:
         (b"content-length", b"%d" % len(body)),
         (b"location", b"/v1/jobs/" + name.encode("ascii")),
         (b"cache-control", b"no-store"),
-        (b"x-content-type-options", b"nosniff"),
     ]
     if options.preference_applied is not None:
         headers.append((b"preference-applied", options.preference_applied))

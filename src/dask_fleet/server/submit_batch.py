@@ -15,7 +15,7 @@ from dask_fleet.model.jobs import Accepted, JobRecord, NewRun
 from dask_fleet.plugins.ledger import MAX_ACCEPT_MANY
 from dask_fleet.server.auth import Principal, Scope, require
 from dask_fleet.server.batch_body import MAX_BATCH_BYTES, elements_of, lines_of
-from dask_fleet.server.body import BODY_TIMEOUT_S, JSON, MAX_BODY_BYTES, NDJSON, base_type, read_body
+from dask_fleet.server.body import JSON, MAX_BODY_BYTES, NDJSON, base_type, read_body
 from dask_fleet.server.options import CallOptions, Headers, parse_options
 from dask_fleet.server.pacing import Pacer
 from dask_fleet.server.problems import encode_problem, problem_document
@@ -27,6 +27,8 @@ BATCHES_AT_ONCE = 4
 MAX_FIELD_ERRORS = 10
 """Of one parameter set: ten thousand sets with a hundred wrong fields each would be an answer of a hundred megabytes."""
 
+GATE_TIMEOUT_S = 30.0
+"""How long a batch waits for its turn."""
 _MEDIA_TYPES = frozenset({JSON}) | NDJSON
 
 
@@ -77,7 +79,7 @@ class BatchSubmission:
         headers: Headers = scope["headers"]
         options = parse_options(headers, scope["query_string"], now_us=self._controller.clock.now_us())
         try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
+            async with asyncio.timeout(GATE_TIMEOUT_S):
                 await self._gate.acquire()
         except TimeoutError:
             raise CapacityError("other batches are being accepted; send this one again", retry_after_s=5) from None
