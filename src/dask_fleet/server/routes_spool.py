@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute, Route
 from dask_fleet.controller.controller import Controller
 from dask_fleet.model.errors import BadRequest, BodyTooLarge, NotFound, SpoolFull, UnsupportedMediaType
 from dask_fleet.server.auth import Scope, principal_of, require
-from dask_fleet.server.body import ClientDisconnectedError
+from dask_fleet.server.body import BY_RATE, ClientDisconnectedError
 from dask_fleet.server.methods import Methods
 from dask_fleet.server.query import query_of
 
@@ -55,6 +55,7 @@ class _Spool:
 
     async def put(self, request: Request) -> Response:
         require(principal_of(request), Scope.AGENT)
+        request.scope[BY_RATE] = True  # `_take` holds it to a rate of its own
         name = request.path_params["name"]
         if not _NAME.match(name):
             raise NotFound("a spool file's name is 32 hexadecimal digits")

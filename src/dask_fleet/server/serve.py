@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 import uvloop
@@ -51,6 +50,9 @@ LEDGER_FILE = "ledger.db"
 
 _AGENT_CHECK_S = 1.0
 _AGENT_STOP_S = 10.0
+HANDSHAKE_S = 10.0
+"""For a TLS handshake, and for its end."""
+BACKLOG = 2048
 _GC_THRESHOLD = 20_000
 """New objects between two collections, instead of 700: a call makes some dozens, hardly any in a cycle."""
 _GIL_SWITCH_S = 0.0005
@@ -271,12 +273,28 @@ async def _kept_current(book: TokenBook) -> AsyncIterator[None]:
 class _Uvicorn(uvicorn.Server):
     """uvicorn, without its signal handling (ours drains first) and with an event for having started."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, edge: Edge) -> None:
         super().__init__(config)
+        self._edge = edge
         self.is_serving = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        """Begin to serve. Unlike uvicorn's, with a deadline for TLS handshakes: our watch begins after them."""
+        await self.lifespan.startup()
+        loop = asyncio.get_running_loop()
+        tls = self.config.ssl
+        self.servers = [
+            await loop.create_server(
+                functools.partial(FleetHTTPProtocol, self.config, self.server_state, {}, edge=self._edge),
+                sock=sock,
+                ssl=tls,
+                ssl_handshake_timeout=None if tls is None else HANDSHAKE_S,
+                ssl_shutdown_timeout=None if tls is None else HANDSHAKE_S,
+                backlog=BACKLOG,
+            )
+            for sock in sockets or ()
+        ]
+        self.started = True
         self.is_serving.set()
 
     @contextlib.contextmanager
@@ -294,10 +312,9 @@ async def _run_uvicorn(
     tls: TLS | None,
     drain_timeout_s: float,
 ) -> int:
-    http: Any = functools.partial(FleetHTTPProtocol, edge=edge)  # uvicorn only calls it
     config = uvicorn.Config(
         app,
-        http=http,
+        http=FleetHTTPProtocol,
         ws=FleetWebSocketProtocol,
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False,
@@ -312,7 +329,7 @@ async def _run_uvicorn(
     )
     config.load()
     config.ssl = None if tls is None else tls.context  # ours, because it takes new certificates while it is in use
-    server = _Uvicorn(config)
+    server = _Uvicorn(config, edge)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     signals = 0
