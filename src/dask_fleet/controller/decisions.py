@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dask_fleet.model.failure import Blame, Cause, Failure
-from dask_fleet.model.jobs import AttemptEnd, JobRecord, StoredResult
+from dask_fleet.model.jobs import LONGEST_BACKOFF_S, AttemptEnd, JobRecord, StoredResult
 from dask_fleet.model.states import AttemptState, RunEvent
 
 INFRASTRUCTURE_RETRIES = 3
@@ -17,7 +17,7 @@ counted apart, to as many."""
 LOSSES = 20
 """How many deaths that nobody is charged with a run survives: each may be somebody else's fault, but not for ever."""
 
-EXCEPTION_BACKOFF_S = (1.0, 60.0)
+EXCEPTION_BACKOFF_S = (1.0, LONGEST_BACKOFF_S)
 """First and longest wait before a function that raised is called again: what it calls may need to recover."""
 FAULT_BACKOFF_S = (0.05, 5.0)
 """The same after a lost worker: another one is there at once, yet a job that kills every worker must not spin."""

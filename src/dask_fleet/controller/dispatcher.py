@@ -13,7 +13,7 @@ from dask_fleet.controller.breaker import PAUSE_S, Breaker
 from dask_fleet.controller.changes import Changes
 from dask_fleet.controller.fair_queue import FairQueue, Lane, Owner, QueuedRun
 from dask_fleet.model.errors import LedgerUnavailable
-from dask_fleet.model.jobs import JobRecord
+from dask_fleet.model.jobs import LONGEST_BACKOFF_S, JobRecord
 from dask_fleet.model.states import RunState
 from dask_fleet.plugins.clock import Clock
 from dask_fleet.plugins.ledger import Ledger
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 Spawn = Callable[[Coroutine[Any, Any, None], str], None]
 """Runs a coroutine as a named task that is awaited at shutdown."""
 
-_LEDGER_RETRY_US = 500_000
-_UNFORESEEN_RETRY_US = 5_000_000
+_LEDGER_RETRY_S = 0.5
+_UNFORESEEN_RETRY_S = 5.0
 
 
 def _ignore(_handle: AgentHandle) -> None:
@@ -121,10 +121,15 @@ class Dispatcher:
         # By number: an alarm outlives a run that ends before, and must not keep its parameters till then.
         if job.deadline_us is not None:
             self._alarms.at(job.deadline_us, partial(self._deadline, job.seq, job.run))
-        if job.not_before_us > self._clock.now_us():
-            self._alarms.at(job.not_before_us, partial(self._due, job.seq, job.run))
+        wait_s = self._backoff_s(job)
+        if wait_s > 0:
+            self._alarms.after(wait_s, partial(self._due, job.seq, job.run))
         else:
             self._push(job)
+
+    def _backoff_s(self, job: JobRecord) -> float:
+        """Return how long a queued run has still to wait: never longer than any back-off, whatever the wall clock did."""
+        return min((job.not_before_us - self._clock.now_us()) / 1e6, LONGEST_BACKOFF_S)
 
     def is_too_late(self, deadline_us: int | None) -> bool:
         """Whether a run with that deadline must not begin any more."""
@@ -171,13 +176,13 @@ class Dispatcher:
         except LedgerUnavailable:
             log.warning("claim postponed", extra={"action": "claim_postponed", "seq": entry.seq})
             handle.unreserve(alone=alone)
-            self._alarms.at(self._clock.now_us() + _LEDGER_RETRY_US, partial(self._due, entry.seq, entry.run))
+            self._alarms.after(_LEDGER_RETRY_S, partial(self._due, entry.seq, entry.run))
             return
         except Exception:
             # Nobody foresaw it, but the run must not fall out of the line: its turn comes again, and the log says why.
             log.exception("claim failed", extra={"action": "claim_failed", "seq": entry.seq})
             handle.unreserve(alone=alone)
-            self._alarms.at(self._clock.now_us() + _UNFORESEEN_RETRY_US, partial(self._due, entry.seq, entry.run))
+            self._alarms.after(_UNFORESEEN_RETRY_S, partial(self._due, entry.seq, entry.run))
             return
         except BaseException:
             handle.unreserve(alone=alone)
@@ -186,7 +191,7 @@ class Dispatcher:
             # Cancelled or expired between pop and claim; or the clock went backwards over its back-off.
             waiting = self.by_seq.get(entry.seq)
             if waiting is not None and waiting.run == entry.run and waiting.state is RunState.QUEUED:
-                self._alarms.at(self._clock.now_us() + _LEDGER_RETRY_US, partial(self._due, entry.seq, entry.run))
+                self._alarms.after(_LEDGER_RETRY_S, partial(self._due, entry.seq, entry.run))
             self.release(handle, alone=alone)
             return
         self.start(handle, job)
@@ -206,17 +211,17 @@ class Dispatcher:
         try:
             ended = await self._ledger.expire(job.seq, job.run)
         except LedgerUnavailable:
-            self._alarms.at(self._clock.now_us() + _LEDGER_RETRY_US, partial(self._deadline, job.seq, job.run))
+            self._alarms.after(_LEDGER_RETRY_S, partial(self._deadline, job.seq, job.run))
             return
         except Exception:
             log.exception("expiry failed", extra={"action": "expiry_failed", "seq": job.seq})
-            self._alarms.at(self._clock.now_us() + _UNFORESEEN_RETRY_US, partial(self._deadline, job.seq, job.run))
+            self._alarms.after(_UNFORESEEN_RETRY_S, partial(self._deadline, job.seq, job.run))
             return
         if ended is not None:
             self.untrack(ended)
             self._changes.publish(ended)
         else:  # it has begun or ended; or the clock went backwards over its deadline, and it must not fall out of the line
-            self._alarms.at(self._clock.now_us() + _LEDGER_RETRY_US, partial(self._due, job.seq, job.run))
+            self._alarms.after(_LEDGER_RETRY_S, partial(self._due, job.seq, job.run))
 
     # ------------------------------------------------------------------ users who kill processes
 
@@ -231,14 +236,12 @@ class Dispatcher:
             extra={"action": "user_paused", "tenant": tenant, "user": user, "for_s": PAUSE_S},
         )
         self.queue.pause(owner)
-        self._alarms.at(self._clock.now_us() + int(PAUSE_S * 1e6), self._resume)
+        self._alarms.after(PAUSE_S, self._resume)
 
     def _resume(self) -> None:
         for owner in self.breaker.resume(self._clock.monotonic()):
             log.info("user %s goes on", owner[1], extra={"action": "user_resumed", "tenant": owner[0], "user": owner[1]})
             self.queue.resume(owner)
-        if self.breaker.pauses:  # the clock of the alarms may have jumped
-            self._alarms.at(self._clock.now_us() + _LEDGER_RETRY_US, self._resume)
         self.pump()
 
     # ------------------------------------------------------------------ why a run waits
@@ -249,9 +252,9 @@ class Dispatcher:
             return None
         if self.paused:
             return "the server to be started again: it is shutting down"
-        wait_us = job.not_before_us - self._clock.now_us()
-        if wait_us > 0:
-            return f"its next attempt, in {wait_us / 1e6:.1f} s (back-off)"
+        wait_s = self._backoff_s(job)
+        if wait_s > 0:
+            return f"its next attempt, in {wait_s:.1f} s (back-off)"
         pause = self.breaker.pauses.get((job.tenant, job.opened_by or job.user))
         if pause is not None:
             left_s = max(pause.until - self._clock.monotonic(), 0.0)

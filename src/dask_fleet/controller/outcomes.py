@@ -146,29 +146,30 @@ class Outcomes:
                 full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
                 text = "the result store is full" if full else f"the result store refused the bytes: {exc.strerror}"
                 state, failure = AttemptState.FAILED, Failure.bounded(Cause.RESULT_STORE_FULL, text)
-        end = after_attempt(
-            job,
-            attempt=outcome.attempt,
-            state=state,
-            worker=outcome.worker,
-            failure=failure,
-            result=result,
-            now_us=self._clock.now_us(),
-            jitter=random.random(),
-            blame=outcome.blame,
-        )
+            except Exception:
+                log.exception("result not stored", extra={"action": "result_not_stored", "seq": job.seq})
+                state, failure = AttemptState.LOST, _unforeseen("stored")
+        end = self._meaning(job, outcome, state, failure, result)
         accused = end.counts_as_death or end.makes_suspect
         owner = (job.tenant, job.opened_by or job.user)
         if accused:
             self._dispatcher.breaker.died((job.agent or "", outcome.worker), owner, self._clock.monotonic())
         location = None if result is None else result.location
         try:
-            ended = await self._write(end)
+            try:
+                ended = await self._write(end)
+            except Exception:
+                # The ledger's rules refused it, which nobody foresaw. The run must not hang on it: this attempt is given up.
+                log.exception("outcome not recorded", extra={"action": "outcome_not_recorded", "seq": job.seq})
+                result = None
+                ended = await self._write(self._meaning(job, outcome, AttemptState.LOST, _unforeseen("recorded"), None))
         finally:
             if location is not None:
                 self.bytes_in_use.release(location)
         if ended is None:
             return None
+        if result is None:
+            await self._drop_spooled(outcome)
         if accused:  # after the write: by now all that died with it have been noted
             self._dispatcher.judge(owner)
         if ended.state is RunState.QUEUED:
@@ -181,6 +182,26 @@ class Outcomes:
                 self._recent.put(ended, kept)
         self._changes.publish(ended)
         return ended
+
+    def _meaning(
+        self,
+        job: JobRecord,
+        outcome: Outcome,
+        state: AttemptState,
+        failure: Failure | None,
+        result: StoredResult | None,
+    ) -> AttemptEnd:
+        return after_attempt(
+            job,
+            attempt=outcome.attempt,
+            state=state,
+            worker=outcome.worker,
+            failure=failure,
+            result=result,
+            now_us=self._clock.now_us(),
+            jitter=random.random(),
+            blame=outcome.blame,
+        )
 
     async def _write(self, end: AttemptEnd) -> JobRecord | None:
         waits = 0
@@ -229,12 +250,19 @@ class Outcomes:
                 "state": str(outcome.state),
             },
         )
+        await self._drop_spooled(outcome)
+
+    async def _drop_spooled(self, outcome: Outcome) -> None:
+        """Remove the bytes of an outcome that gave no result; if they were taken over before, they are no longer there."""
         if outcome.spool is not None and _is_plain(outcome.spool):
-            # Nobody else knows of the file. If it was taken over before, it is no longer there.
             try:
                 await asyncio.to_thread((self._spool / outcome.spool).unlink, missing_ok=True)
             except OSError:
-                log.warning("a refused result stays in the spool", exc_info=True, extra={"action": "spool_kept"})
+                log.warning("a result of no use stays in the spool", exc_info=True, extra={"action": "spool_kept"})
+
+
+def _unforeseen(what: str) -> Failure:
+    return Failure(cause=Cause.AGENT_LOST, message=f"its outcome could not be {what}: the server's log says why")
 
 
 def _is_plain(name: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from dask_fleet.model.errors import Conflict, InvalidTransition
-from dask_fleet.model.jobs import AttemptEnd, AttemptRecord, JobRecord, NewRun, Policy, StoredResult
+from dask_fleet.model.jobs import LONGEST_BACKOFF_S, AttemptEnd, AttemptRecord, JobRecord, NewRun, Policy, StoredResult
 from dask_fleet.model.states import (
     RUN_EVENTS_OF_ATTEMPT,
     EventKind,
@@ -23,6 +23,8 @@ SUPERSEDED_KEPT_US = 300 * 1_000_000
 
 IDEMPOTENCY_KEPT_US = 86_400 * 1_000_000
 """How long an idempotency key stands for its request."""
+
+_LONGEST_BACKOFF_US = int(LONGEST_BACKOFF_S * 1_000_000)
 
 _EVENT_OF_RUN: dict[RunEvent, EventKind] = {
     RunEvent.SUCCEED: EventKind.SUCCEEDED,
@@ -164,9 +166,16 @@ def _stays_suspect(job: JobRecord) -> bool:
     return job.suspect and job.state is not RunState.SUCCEEDED
 
 
+def must_wait(not_before_us: int, *, now_us: int) -> bool:
+    """Whether a back-off is still to be waited for. One that lies further off than any can be is of before the clock was set
+    back, and holds nobody up.
+    """
+    return now_us < not_before_us <= now_us + _LONGEST_BACKOFF_US
+
+
 def claimed(job: JobRecord, run: int, *, agent: str, now_us: int) -> Change | None:
     """Return the start of the next attempt, or ``None`` if the run is not current, not queued, or must still wait."""
-    if job.run != run or job.state is not RunState.QUEUED or job.not_before_us > now_us:
+    if job.run != run or job.state is not RunState.QUEUED or must_wait(job.not_before_us, now_us=now_us):
         return None
     return _claim(job, agent=agent, now_us=now_us)
 

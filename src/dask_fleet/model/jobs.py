@@ -14,6 +14,9 @@ DEFAULT_PRIORITY = 0
 MIN_PRIORITY = -100
 MAX_PRIORITY = 100
 
+LONGEST_BACKOFF_S = 60.0
+"""No run waits longer than this for its next attempt."""
+
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """How an endpoint's jobs are run and kept; copied into each run when it is opened."""

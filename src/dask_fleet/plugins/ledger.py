@@ -129,8 +129,9 @@ class Ledger(ABC):
     async def claim(self, seq: int, run: int, *, agent: str) -> JobRecord | None:
         """Give the next attempt of a queued run to `agent`; event ``started``.
 
-        Guards: `run` is current, queued, and its ``not_before_us`` has passed. The attempt's number is the job's last plus
-        one. Returns the record with its new ``attempt``, or ``None`` if a guard refused.
+        Guards: `run` is current, queued, and its ``not_before_us`` has passed (or lies further off than
+        `LONGEST_BACKOFF_S`: then the clock was set back, which must hold up nobody). The attempt's number is the job's last
+        plus one. Returns the record with its new ``attempt``, or ``None`` if a guard refused.
         """
 
     @abstractmethod

@@ -18,7 +18,16 @@ from msgspec.structs import replace
 
 from dask_fleet.model.errors import Conflict
 from dask_fleet.model.failure import Blame, Cause, Failure
-from dask_fleet.model.jobs import AttemptEnd, AttemptRecord, EventRecord, JobFilter, JobRecord, Policy, StoredResult
+from dask_fleet.model.jobs import (
+    LONGEST_BACKOFF_S,
+    AttemptEnd,
+    AttemptRecord,
+    EventRecord,
+    JobFilter,
+    JobRecord,
+    Policy,
+    StoredResult,
+)
 from dask_fleet.model.leases import LEASE_S, AgentLease, LeaseEvent, LeaseState, next_lease_state
 from dask_fleet.model.states import AttemptState, EventKind, RunEvent, RunState
 from dask_fleet.plugins.clock import Clock
@@ -152,7 +161,8 @@ class LedgerMachine(RuleBasedStateMachine):
         if job is None:
             return
         claimed = self._ask(lambda ledger: ledger.claim(job.seq, job.run + wrong_run, agent="agent-3"))
-        due = job.state is RunState.QUEUED and job.not_before_us <= self.clock.now_us() and not wrong_run
+        wait_us = job.not_before_us - self.clock.now_us()
+        due = job.state is RunState.QUEUED and not 0 < wait_us <= LONGEST_BACKOFF_S * 1_000_000 and not wrong_run
         assert (claimed is not None) == due
         if claimed is not None:
             assert claimed.attempt == job.attempt + 1

@@ -201,11 +201,11 @@ class Rig:
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """Make a plain test of a coroutine function; every test has ten seconds."""
+    """Make a plain test of a coroutine function; every test has a minute."""
 
     def plain() -> None:
         async def bounded() -> None:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await test()
 
         asyncio.run(bounded())

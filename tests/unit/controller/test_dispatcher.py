@@ -392,5 +392,5 @@ async def test_a_deadline_to_come_keeps_nothing_of_a_job_that_has_ended() -> Non
     async with Rig() as rig:
         job = await rig.submit(deadline_us=rig.clock.us + 86_400_000_000)
         await rig.controller.cancel(job, "ada")
-        kept = [action.args for _, _, action in rig.controller._alarms._heap if isinstance(action, partial)]
+        kept = [action.args for _, _, action in rig.controller._alarms._by_date if isinstance(action, partial)]
         assert kept == [(job.seq, job.run)]

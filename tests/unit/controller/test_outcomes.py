@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from tests.unit.controller.rig import Rig, outcome, ref, run
 
-from dask_fleet.model.errors import LedgerUnavailable
+from dask_fleet.model.errors import InternalError, LedgerUnavailable
 from dask_fleet.model.failure import Cause
 from dask_fleet.model.jobs import AttemptEnd, JobRecord
 from dask_fleet.model.states import AttemptState, EventKind, RunState
@@ -313,3 +313,46 @@ def test_the_spooled_result_of_a_refused_outcome_is_removed(tmp_path: Path) -> N
     (tmp_path / "late").write_bytes(b"1")
     refused()
     assert list(tmp_path.iterdir()) == []
+
+
+@run
+async def test_an_outcome_that_the_ledger_refuses_for_good_ends_its_attempt_only() -> None:
+    """Else the run would hang in the books until its agent reconnects."""
+    async with Rig() as rig:
+        side = rig.agent()
+        job = await rig.submit()
+        finish = rig.ledger.finish
+
+        async def strict(end: AttemptEnd) -> JobRecord | None:
+            if end.result is not None and end.attempt == 1:
+                raise InternalError("a rule of the schema")
+            return await finish(end)
+
+        rig.ledger.finish = strict  # type: ignore[method-assign]
+        await side.deliver(outcome(job))
+        assert side.acks() == [(job.seq, 1)]
+        waiting = await rig.job(job)
+        assert (waiting.state, waiting.faults) == (RunState.QUEUED, 1)
+        await rig.advance(5)
+        await side.deliver(outcome(job, attempt=2))
+        assert (await rig.job(job)).state is RunState.SUCCEEDED
+
+
+@run
+async def test_a_claim_that_fails_unforeseen_comes_again() -> None:
+    async with Rig() as rig:
+        job = await rig.submit()
+        claim, tries = rig.ledger.claim, []
+
+        async def broken(seq: int, run: int, *, agent: str) -> JobRecord | None:
+            tries.append(seq)
+            if len(tries) == 1:
+                raise InternalError("nobody foresaw it")
+            return await claim(seq, run, agent=agent)
+
+        rig.ledger.claim = broken  # type: ignore[method-assign]
+        side = rig.agent()
+        await rig.settle()
+        assert (tries, side.attempts(), side.handle.reserved) == ([job.seq], [], 0)
+        await rig.advance(6)
+        assert side.attempts() == [(job.seq, 1)]
