@@ -1,6 +1,7 @@
 """Functions that sleep, fail, hang and die, for the tests of what survives."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -97,3 +98,20 @@ def large(name: str, size: int) -> bytes:
     """Give that many bytes."""
     note(name)
     return b"\x07" * size
+
+
+@service.endpoint
+def nap(name: str) -> str:
+    """Take a moment, so that others run beside it."""
+    note(name)
+    time.sleep(0.1)
+    return name
+
+
+@service.endpoint
+def poison(name: str) -> str:
+    """Kill the process that runs it, after a moment beside others."""
+    note(name)
+    time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+    return name

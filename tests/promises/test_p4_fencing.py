@@ -129,7 +129,7 @@ def test_a_real_agent_that_slept_past_its_time_is_refused(
         os.kill(agent, signal.SIGSTOP)
         try:
             (tmp_path / "starts.gate").touch()
-            # Its silence is noticed after 30 s, and it is given up another 7 s later.
+            # Its lease lapses 15 to 20 s after its last heartbeat.
             fleet.until(lambda: fleet.job(job_id)["status"] == "queued", "the loss", timeout_s=60)
         finally:
             os.kill(agent, signal.SIGCONT)

@@ -86,7 +86,7 @@ async def serve_agent(controller: Controller, receive: Receive, send: SendMessag
                 return
             if not handle.is_reached_by(put):
                 # Its lease has lapsed meanwhile. It connects again, says what it holds, and learns what of that is void.
-                log.warning("agent fenced", extra={"action": "stale_epoch", "agent": handle.agent_id})
+                log.warning("agent fenced", extra={"action": "agent_fenced", "agent": handle.agent_id})
                 await _close(send, _GOING_AWAY, "the lease has lapsed: connect again")
                 return
             controller.sessions.receive(handle, decode_from_agent(data))
