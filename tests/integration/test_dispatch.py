@@ -262,7 +262,7 @@ import asyncio, sys
 from dask_fleet.config.settings import Settings
 from dask_fleet.server import serve
 seen = {}
-async def look(app, controller, listener, text, *, drain_timeout_s):
+async def look(*_, **__):
     seen["modules"] = sorted(sys.modules)
     return 0
 serve._run_uvicorn = look
