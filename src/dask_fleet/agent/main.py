@@ -16,6 +16,7 @@ from dask_fleet.agent.address import refuse_clear_text
 from dask_fleet.agent.home import ensure_home
 from dask_fleet.agent.link import Ending, Link
 from dask_fleet.agent.lock import AgentLock
+from dask_fleet.agent.log_shipping import LogShipper, leftovers
 from dask_fleet.agent.options import AgentOptions, parse_arguments
 from dask_fleet.agent.outbox import Outbox
 from dask_fleet.agent.supervisor import Supervisor
@@ -33,7 +34,12 @@ from dask_fleet.protocol.frames import (
     Cancel,
     Heartbeat,
     Hello,
+    LogAck,
+    LogChunk,
+    LogGrown,
     Outcome,
+    Progress,
+    Ready,
     ServerFrame,
     Shutdown,
     Start,
@@ -61,6 +67,10 @@ class Agent:
         self._id = random_id(self._home)
         self._outbox = outbox
         self._uploads = None if options.shares_data else Uploads(options, uploaded=self._send)
+        self._shipper: LogShipper | None = None
+        if not options.shares_data:
+            left = leftovers(options.logs)
+            self._shipper = LogShipper(options.logs, send=self._report, left=left, moved=self._has_moved)
         self._launcher = Launcher(
             name=options.name, nthreads=options.nthreads, spool=options.spool, logs=options.logs
         )
@@ -71,7 +81,7 @@ class Agent:
             nthreads=options.nthreads,
             timeout_grace_s=options.timeout_grace_s,
             memory_limit_bytes=self._memory_limit,
-            report=lambda frame: self._link.send(frame),  # noqa: PLW0108 - the link is made below
+            report=self._report,
             deliver=self._deliver,
             discard=outbox.discard_spool,
         )
@@ -80,7 +90,7 @@ class Agent:
             hello=self._hello,
             on_welcome=self._on_welcome,
             on_frames=self._on_frames,
-            on_lost=outbox.disconnected,
+            on_lost=self._on_lost,
             heartbeat=self._heartbeat,
         )
         self._told_to_end: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
@@ -94,6 +104,7 @@ class Agent:
         if self._options.lifetime_s is not None:
             loop.call_later(self._options.lifetime_s, self._retire)
         link = asyncio.create_task(self._link.run(), name="link")
+        shipping = None if self._shipper is None else asyncio.create_task(self._shipper.run(), name="log-shipping")
         parts: list[asyncio.Future[Any]] = [link, self._told_to_end]
         try:
             self._supervisor.begin()
@@ -106,8 +117,10 @@ class Agent:
             await self._supervisor.close()
             if self._uploads is not None:
                 await self._uploads.close()
-            link.cancel()
-            await asyncio.gather(link, return_exceptions=True)
+            others = [link] if shipping is None else [link, shipping]
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
             await asyncio.to_thread(self._launcher.close)
 
     def _end_in(self, drain_s: float | None) -> None:
@@ -134,7 +147,7 @@ class Agent:
         await self._supervisor.close()
         try:
             async with asyncio.timeout(_UPLOADED_S if self._uploads is not None and self._uploads.under_way else _ACK_S):
-                while len(self._outbox) and self._link.connected:
+                while (len(self._outbox) or self._ships) and self._link.connected:
                     self._acknowledged.clear()
                     await self._acknowledged.wait()
         except TimeoutError:
@@ -175,6 +188,8 @@ class Agent:
                 self._uploads.clear()
         for outcome in self._outbox.outcomes():
             self._send(outcome)
+        if self._shipper is not None:
+            self._shipper.welcomed(welcome.ledger_id)
         self._supervisor.welcome(welcome)
         log.info("connected", extra={"action": "connected", "ledger_id": welcome.ledger_id})
 
@@ -192,6 +207,9 @@ class Agent:
                 # One that has ended already: its outcome is on the way, and that is the answer.
                 if (frame.seq, frame.attempt) not in self._outbox:
                     self._supervisor.cancel(frame)
+            elif isinstance(frame, LogAck):
+                if self._shipper is not None:
+                    self._shipper.acknowledged(frame)
             elif isinstance(frame, Shutdown):
                 self._end_in(frame.drain_s)
             elif isinstance(frame, Welcome):
@@ -200,6 +218,28 @@ class Agent:
     def _deliver(self, outcome: Outcome) -> None:
         self._outbox.add(outcome)
         self._send(outcome)
+        if self._shipper is not None:
+            self._shipper.ended((outcome.seq, outcome.attempt))
+
+    def _report(self, frame: Ready | Progress | LogGrown | LogChunk) -> None:
+        """Tell the server what may get lost on the way; to one far away, the log itself instead of its growth."""
+        if isinstance(frame, LogGrown) and self._shipper is not None:
+            self._shipper.grew(frame.seq, frame.run, frame.attempt)
+        else:
+            self._link.send(frame)
+
+    def _on_lost(self) -> None:
+        self._outbox.disconnected()
+        if self._shipper is not None:
+            self._shipper.lost()
+
+    def _has_moved(self) -> None:
+        self._acknowledged.set()
+
+    @property
+    def _ships(self) -> bool:
+        """Whether logs are still to be sent."""
+        return self._shipper is not None and self._shipper.busy
 
     def _send(self, outcome: Outcome) -> None:
         if not self._is_held_back(outcome):

@@ -71,6 +71,11 @@ class StreamLog:
         self.dropped = 0
         """Bytes that were not kept."""
 
+    @property
+    def written(self) -> int:
+        """Bytes in the file."""
+        return max(self._written, 0)
+
     def write(self, text: Piece) -> bool:
         """Take text; ``False`` if the attempt has ended. Printing comes by here, twice a line: no lock, no call."""
         if not self._taking:
@@ -161,6 +166,13 @@ class AttemptOutput:
         """In the order of `LogStream`; those that nothing was written to are ``None``, with most attempts all."""
         self.closed = False
         self._grown = False
+
+    @property
+    def written(self) -> int:
+        """Bytes in all its files."""
+        if self.streams is _NO_STREAMS:
+            return 0
+        return sum(stream.written for stream in self.streams if stream is not None)
 
     def enter(self) -> None:
         """Make this the place of what the present context writes."""

@@ -200,7 +200,16 @@ class Runner:
         running.job.flush()
         running.output.close()  # whoever learns that it has ended finds all that it wrote
         self._send(
-            Outcome(start.seq, start.run, start.attempt, state, self._worker, time.time_ns() // 1000, **more)
+            Outcome(
+                start.seq,
+                start.run,
+                start.attempt,
+                state,
+                self._worker,
+                time.time_ns() // 1000,
+                log_bytes=running.output.written,
+                **more,
+            )
         )
 
     def _report(self, start: Start, done: float, total: float, text: str) -> None:

@@ -32,7 +32,9 @@ _THREADS = 2
 _MAX_WAITING = 8
 """Chunks of one agent that wait to be written. It sends one at a time; what is beyond this is sent again."""
 _REMEMBERED = 4_096
-"""Attempts of which it is known who ran them."""
+"""Attempts of which it is known who ran them, and how much they wrote."""
+SETTLE_S = 10.0
+"""How long those who follow a log wait for what an agent far away has still to send of it."""
 
 
 class JobLogs:
@@ -49,6 +51,7 @@ class JobLogs:
         self._spawn = spawn
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="job-logs")
         self._waiting: dict[str, int] = {}
+        self._expected: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._homes: OrderedDict[tuple[int, int], str] = OrderedDict()
 
     def close(self) -> None:
@@ -113,6 +116,24 @@ class JobLogs:
     async def sizes(self, seq: int, attempts: Iterable[int]) -> dict[tuple[int, LogStream], int]:
         """Return how many bytes there are of each stream that has any, in order of the attempts."""
         return await self.run(partial(_sizes, self.folder, seq, list(attempts)))
+
+    def expect(self, seq: int, attempt: int, size: int) -> None:
+        """An attempt that has ended wrote so many bytes; of one far away they may still be arriving."""
+        self._expected[seq, attempt] = size
+        if len(self._expected) > _REMEMBERED:
+            self._expected.popitem(last=False)
+
+    async def settle(self, seq: int, attempt: int) -> None:
+        """Wait until all that an attempt which has ended wrote is here, at most `SETTLE_S`."""
+        expected = self._expected.get((seq, attempt))
+        if expected is None:
+            return
+        loop = asyncio.get_running_loop()
+        until = loop.time() + SETTLE_S
+        with self._changes.subscribe(seq, logs=True) as ear:
+            while sum((await self.sizes(seq, [attempt])).values()) < expected and (left_s := until - loop.time()) > 0:
+                await ear.next(left_s)
+        self._expected.pop((seq, attempt), None)
 
     async def read(self, seq: int, attempt: int, stream: LogStream, start: int = 0, stop: int = MAX_LOG_BYTES) -> bytes:
         """Return a part of a stream; nothing where there is nothing."""

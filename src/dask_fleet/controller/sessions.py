@@ -150,6 +150,8 @@ class Sessions:
         for frame in frames:
             match frame:
                 case Outcome():
+                    if frame.log_bytes:
+                        self._logs.expect(frame.seq, frame.attempt, frame.log_bytes)
                     self._spawn(self._outcomes.record(handle, frame), f"outcome-{frame.seq}-{frame.attempt}")
                 case Progress():
                     held = handle.held.get((frame.seq, frame.attempt))

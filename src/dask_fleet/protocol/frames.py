@@ -109,6 +109,8 @@ class Outcome(Frame, frozen=True):
     json: bytes | None = None
     blame: Blame = Blame.NONE
     """With ``lost`` by the death of a worker process."""
+    log_bytes: int = 0
+    """What it wrote: where its log has still to arrive, whoever follows it waits for that much."""
 
 
 class LogChunk(Frame, frozen=True):

@@ -33,6 +33,8 @@ class LogTail:
 
     async def news(self, job: JobRecord) -> AsyncGenerator[bytes, None]:
         """Yield what has been written since the last time, as server-sent events, attempt by attempt."""
+        if job.state.is_terminal:
+            await self._logs.settle(self._seq, job.attempt)
         attempts = last_attempts(job.attempt)
         attempts = range(max(attempts.start, self._from), attempts.stop)
         for (attempt, stream), size in (await self._logs.sizes(self._seq, attempts)).items():
