@@ -37,6 +37,13 @@ def call(
         str | None,
         typer.Option("--json-params", metavar="JSON", help="All parameters as JSON, @FILE or - (standard input)."),
     ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.ndjson",
+            help="A call for each line, a JSON object of parameters; - is standard input. Other parameters are shared.",
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result, or print the job and leave.")] = True,
     output: options.Output = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Compute again even if a result is there.")] = False,
@@ -52,6 +59,8 @@ def call(
     """Call an endpoint and print its result. Equal calls are one job: the second is answered at once.
 
     Example: dask-fleet call flights.delay_by_carrier month=1 origin=JFK
+
+    Thousands: dask-fleet call flights.delay_by_carrier --batch months.ndjson --output results.ndjson
     """
     from dask_fleet.cli import result_view
     from dask_fleet.cli.durations import duration
@@ -70,6 +79,27 @@ def call(
         except ValueError:
             held = None  # no duration, so a time: the server reads it
         body = {**_json_object(json_params), **_assigned(params, info)}
+        if batch is not None:
+            from dask_fleet.cli.batch import BatchCall, read_sets
+            from dask_fleet.client.options import CallOptions
+
+            given = CallOptions().changed(
+                priority=priority, tags=tag or (), refresh=refresh, deadline=deadline if held is None else held
+            )
+            many = BatchCall(
+                endpoint=f"{info.service}.{info.name}",
+                common=body,
+                call_options=given,
+                wait=wait,
+                timeout_s=timeout_s,
+                target=output,
+                as_json=as_json,
+            )
+            try:
+                many.run(url, read_sets(batch))
+            except ValueError as exc:
+                raise BadRequest(str(exc)) from None
+            return
         try:
             # Without waiting: from here on an interrupted caller can be told how to find the job.
             job = client.submit(

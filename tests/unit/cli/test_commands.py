@@ -57,6 +57,39 @@ def test_a_call_for_programs(run: Run, tmp_path: Path) -> None:
     assert "fibonacci(n: int" in run("call").out
 
 
+def test_a_call_for_each_line_of_a_file(run: Run, stub: Any, tmp_path: Path) -> None:
+    file = tmp_path / "sets.ndjson"
+    file.write_text('{"n": 10}\n\n{"n": 11}\n')
+    code, out, err = run("call", "math.fibonacci", "--batch", str(file), "base=2", "--tag", "a", "--output", "-")
+    assert code == 0
+    assert [(line["index"], line["status"], line["result"]) for line in map(json.loads, out.splitlines())] == [
+        (0, "succeeded", 55), (1, "succeeded", 89)]
+    assert "2 succeeded" in err
+    _, path, headers, body = next(request for request in stub.requests if request[0] == "POST")
+    assert (path, headers["fleet-tags"]) == ("/v1/math/fibonacci:batch", "a")
+    assert [json.loads(line) for line in body.splitlines()] == [{"n": 10, "base": 2.0}, {"n": 11, "base": 2.0}]
+    assert run("call", "math.slow", "--batch", str(file), "--no-wait").out == "slow10\nslow11\n"
+    code, _, err = run("call", "math.slow", "--batch", str(file), "--timeout", "0.2s")
+    assert (code, "2 of 2 jobs have not ended yet" in err) == (1, True)
+    file.write_text('[{"n": 3}, {"n": "x"}]')
+    code, out, _ = run("call", "math.fibonacci", "--batch", str(file), "--json")
+    first, second = json.loads(out)
+    assert (code, first["result"], second["error"]["code"]) == (1, 2, "invalid_parameters")
+    code, out, err = run("call", "math.fail", "--batch", str(file))
+    assert code == 1
+    assert "ValueError: no luck" in out
+    assert "1 failed, 1 refused" in err
+
+
+@pytest.mark.parametrize(("text", "told"), [("{}\n{", "line 2"), ("7", "line 1"), ("[1]", "element 1"), ("[", "not JSON")])
+def test_a_file_that_holds_no_sets_is_refused(run: Run, stub: Any, tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "sets").write_text(text)
+    code, _, err = run("call", "math.fibonacci", "--batch", str(tmp_path / "sets"))
+    assert (code, told in err) == (1, True)
+    assert run("call", "math.fibonacci", "--batch", str(tmp_path / "none")).code == 1
+    assert not stub.sent("POST", "/v1/math/fibonacci:batch")
+
+
 def test_a_result_goes_into_a_file_or_a_pipe(run: Run, tmp_path: Path) -> None:
     text = "a text of some length" * 10
     code, out, err = run("call", "math.words", "n=1", "--output", "out.txt")
