@@ -146,6 +146,8 @@ def read_sets(path: str) -> list[dict[str, Any]]:
         text = sys.stdin.read() if path == "-" else Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise BadRequest(f"--batch names {path}, which cannot be read: {exc}") from exc
+    found: list[Any] = []
+    places: list[str] = []
     if text.lstrip().startswith("["):
         try:
             found = json.loads(text)
@@ -153,7 +155,6 @@ def read_sets(path: str) -> list[dict[str, Any]]:
             raise BadRequest(f"{path} is not JSON: {exc}") from None
         places = [f"element {number}" for number in range(1, len(found) + 1)]
     else:
-        found, places = [], []
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 try:
