@@ -17,6 +17,7 @@ from tests.promises.form import Record, Serve
 from tests.unit.server.rig import Rig
 
 from dask_fleet.server.agents import AGENTS_PATH
+from dask_fleet.server.routes import all_routes
 from dask_fleet.testing.served import ServedFleet
 
 pytestmark = pytest.mark.promise
@@ -80,7 +81,8 @@ def routes() -> set[str]:
 
     async def main() -> None:
         async with Rig() as rig:
-            found.update(route.path for route in rig.app._router.routes if isinstance(route, Route))
+            table = all_routes(rig.controller, sign_in=rig.sign_in, tokens=rig.book, needs_agent=True, spool=Path("spool"))
+            found.update(route.path for route in table if isinstance(route, Route))
 
     asyncio.run(main())
     return found

@@ -5,7 +5,9 @@ The rows come from the OpenAPI document and the router, so a new page without a 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from starlette.routing import Route
@@ -14,6 +16,7 @@ from tests.unit.server.test_routes_jobs import ABSENT, problem
 
 from dask_fleet.server.auth import Scope
 from dask_fleet.server.openapi import openapi_document
+from dask_fleet.server.routes_spool import routes as spool_routes
 
 OPEN = {"/healthz", "/readyz"}
 PAGES = [
@@ -215,5 +218,59 @@ def test_other_hosts_are_turned_away_before_anything_else() -> None:
         async with Rig() as rig:
             for path in ("/healthz", "/signin", "/v1/jobs", "/docs"):
                 problem(await rig.http.get(path, headers={"Host": "evil.example"}), 421, "host_not_allowed")
+
+    run(main())
+
+
+class Socket:
+    """A websocket handshake on bare ASGI; `status` is its answer, 101 if it was let in."""
+
+    def __init__(self, rig: Rig, *headers: tuple[str, str]) -> None:
+        self._app = rig.app
+        self._headers = [(b"host", HOST.encode()), *((name.encode(), value.encode()) for name, value in headers)]
+        self.status = 0
+
+    async def ask(self) -> int:
+        async def receive() -> dict[str, object]:
+            return {"type": "websocket.connect"} if not self.status else {"type": "websocket.disconnect"}
+
+        async def send(message: dict[str, object]) -> None:
+            if not self.status:
+                self.status = int(str(message.get("status", 101)))
+
+        scope = {"type": "websocket", "path": "/v1/agents", "query_string": b"", "headers": self._headers, "scheme": "ws"}
+        await self._app(scope, receive, send)
+        return self.status
+
+
+def test_only_agents_come_in_where_agents_do(tmp_path: Path) -> None:
+    """The websocket, and the door for large results: for the scope ``agent`` and nothing else, not even ``admin``."""
+
+    async def main() -> None:
+        async with Rig() as rig:
+            rig.app._router.routes.extend(spool_routes(rig.controller, spool=tmp_path))
+            upload = f"/v1/agents/spool/{'a' * 32}?seq=1&attempt=1"
+            cookie = ("cookie", f"fleet_session={session(rig)}")
+            assert await Socket(rig).ask() == 401
+            assert await Socket(rig, cookie, ("sec-fetch-site", "same-origin")).ask() == 401
+            all_but_agent = frozenset(Scope) - {Scope.AGENT}
+            callers = {
+                "fleet_" + "A" * 43: 401,
+                rig.new_token("x", scopes=frozenset({"agent"}), expires_us=rig.clock.us): 401,
+                rig.new_token("x", scopes=frozenset({"agent"}), revoked_us=rig.clock.us): 401,
+                rig.new_token("x", scopes=all_but_agent): 403,
+                rig.new_token("x", tenant="other", scopes=all_but_agent): 403,
+            }
+            for token, status in callers.items():
+                bearer = ("authorization", f"Bearer {token}")
+                assert await Socket(rig, bearer).ask() == status
+                assert await Socket(rig, bearer, cookie).ask() == status
+                answer = await rig.client(token).put(upload, content=b"x")
+                assert answer.status_code == status
+            assert (await rig.client(None).put(upload, content=b"x")).status_code == 401
+            assert not os.listdir(tmp_path)  # noqa: PTH208 - a few names, read at once
+            agent = rig.new_token("x", scopes=frozenset({"agent"}))
+            assert await Socket(rig, ("authorization", f"Bearer {agent}")).ask() == 101
+            assert (await rig.client(agent).put(upload, content=b"x")).status_code not in {401, 403}
 
     run(main())
