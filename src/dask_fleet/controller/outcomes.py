@@ -16,6 +16,7 @@ from dask_fleet.controller.bytes_in_use import BytesInUse
 from dask_fleet.controller.changes import Changes
 from dask_fleet.controller.decisions import after_attempt
 from dask_fleet.controller.dispatcher import Dispatcher
+from dask_fleet.controller.fair_queue import Owner
 from dask_fleet.controller.recent import RecentJobs
 from dask_fleet.model.errors import LedgerUnavailable, ProtocolError, ResultCorrupt
 from dask_fleet.model.failure import Cause, Failure
@@ -150,10 +151,10 @@ class Outcomes:
                 log.exception("result not stored", extra={"action": "result_not_stored", "seq": job.seq})
                 state, failure = AttemptState.LOST, _unforeseen("stored")
         end = self._meaning(job, outcome, state, failure, result)
-        accused = end.counts_as_death or end.makes_suspect
-        owner = (job.tenant, job.opened_by or job.user)
-        if accused:
-            self._dispatcher.breaker.died((job.agent or "", outcome.worker), owner, self._clock.monotonic())
+        accused: Owner | None = None
+        if end.counts_as_death or end.makes_suspect:
+            accused = (job.tenant, job.opened_by or job.user)
+            self._dispatcher.breaker.died((job.agent or "", outcome.worker), accused, self._clock.monotonic())
         location = None if result is None else result.location
         try:
             try:
@@ -170,8 +171,8 @@ class Outcomes:
             return None
         if result is None:
             await self._drop_spooled(outcome)
-        if accused:  # after the write: by now all that died with it have been noted
-            self._dispatcher.judge(owner)
+        if accused is not None:  # after the write: by now all that died with it have been noted
+            self._dispatcher.judge(accused)
         if ended.state is RunState.QUEUED:
             self._dispatcher.enqueue(ended)
             self._dispatcher.pump()
