@@ -168,7 +168,7 @@ class ResultStoreConformance(ABC):
         data = bytes(3 * MIB)
         location = await store.adopt(self.spooled("a", data), digest=sha256(data), size=len(data))
         reading: Any = store.read(location)
-        assert len(await anext(reading)) == MIB
+        assert 0 < len(await anext(reading)) <= MIB
         await reading.aclose()
         await store.delete(location)
         assert await store.size(location) is None
