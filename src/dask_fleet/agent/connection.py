@@ -14,8 +14,8 @@ from typing import Any, cast
 import msgspec
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
+from websockets.frames import CloseCode, Opcode
 from websockets.frames import Frame as WireFrame
-from websockets.frames import Opcode
 from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.uri import parse_uri
@@ -69,6 +69,12 @@ class Connection(asyncio.Protocol):
         self.closed: asyncio.Future[str] = self._loop.create_future()
         self.heard_at = self._loop.time()
         """When the last byte arrived (monotonic)."""
+
+    @property
+    def refusal(self) -> str | None:
+        """What the server said when it closed because of what we speak, which no further try changes; else ``None``."""
+        told = self._websocket.close_rcvd
+        return told.reason if told is not None and told.code == CloseCode.PROTOCOL_ERROR else None
 
     # ------------------------------------------------------------------ out
 

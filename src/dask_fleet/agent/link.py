@@ -114,6 +114,10 @@ class Link:
             else:
                 why = await self._stay(connection)
                 log.warning("connection lost: %s", why, extra={"action": "disconnected", "why": why})
+                if not self._welcomed and connection.refusal is not None:
+                    # As after an upgrade of the server: one of its own version has to take this one's place.
+                    log.error("the server refuses this agent: %s", connection.refusal, extra={"action": "refused"})
+                    return Ending.REFUSED
                 if self._welcomed:
                     self._welcomed = False
                     last_seen, backoff = loop.time(), _FIRST_BACKOFF_S

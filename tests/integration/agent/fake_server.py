@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import psutil
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
 
 from dask_fleet.agent.link import AGENTS_PATH
 from dask_fleet.protocol.frames import (
@@ -62,6 +63,8 @@ class FakeServer:
         self.acknowledges = True
         self.accepts = True
         self.refused = 0
+        self.refusal = ""
+        """Why no agent is welcome."""
         self.hellos: list[Hello] = []
         self.ready: list[Ready] = []
         self.outcomes: list[Outcome] = []
@@ -161,6 +164,9 @@ class FakeServer:
             for frame in decode_from_agent(message):
                 if isinstance(frame, Hello):
                     self.hellos.append(frame)
+                    if self.refusal:
+                        await connection.close(CloseCode.PROTOCOL_ERROR, self.refusal)
+                        return
                     self._connection = connection
                     acks.append(self.welcome)
                 elif isinstance(frame, Ready):

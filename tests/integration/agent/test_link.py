@@ -129,6 +129,23 @@ def test_a_refused_token_is_final_and_says_the_cure(tmp_path: Path) -> None:
     run(scene)
 
 
+def test_a_refused_protocol_is_final_and_says_so(tmp_path: Path) -> None:
+    async def scene() -> None:
+        server = FakeServer(make_data_dir(tmp_path / "data"))
+        server.refusal = "the agent speaks protocol 2, this server 3"
+        await server.open()
+        try:
+            with agent_process(server.data_dir, nworkers=1, orphan_timeout_s=600.0) as agent:
+                assert await agent.exit_code() == 1
+                assert "refuses this agent: the agent speaks protocol 2, this server 3" in agent.log()
+                await until(lambda: not agent.members())
+            assert len(server.hellos) == 1
+        finally:
+            await server.close()
+
+    run(scene)
+
+
 def test_a_server_that_is_not_ready_yet_is_asked_again(tmp_path: Path) -> None:
     async def scene() -> None:
         server = FakeServer(make_data_dir(tmp_path / "data"))
