@@ -157,7 +157,8 @@ def test_the_doctor_is_content(run: Run) -> None:
     assert not bad.keys() - {"fsync", "disk space"}, bad  # a slow or full disk may be this machine's fault
 
 
-def test_the_same_through_dask(fleet: ServedFleet, environ: dict[str, str]) -> None:
+def test_the_same_through_dask(run: Run, fleet: ServedFleet, environ: dict[str, str]) -> None:
+    assert run("call", "cli.table").returncode == 0  # a job to list, whichever test came first
     done = subprocess.run(
         [str(Path(sys.executable).with_name("dask")), "fleet", "jobs", "list", "--json", "--limit", "1"],
         cwd=fleet.data_dir.parent,

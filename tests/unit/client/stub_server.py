@@ -153,15 +153,15 @@ class Stub:
             routes=[
                 Route("/healthz", lambda _: Response("ok")),
                 Route("/readyz", lambda _: Response("ready")),
-                Route("/v1/services", lambda _: JSONResponse(SERVICES)),
-                Route("/v1/status", lambda _: JSONResponse(STATUS)),
+                Route("/v1/services", fixed(SERVICES)),
+                Route("/v1/status", fixed(STATUS)),
                 Route("/v1/jobs", self.list_jobs),
                 Route("/v1/jobs/{job_id}:retry", self.retry, methods=["POST"]),
                 Route("/v1/jobs/{job_id}", self.get_job),
                 Route("/v1/jobs/{job_id}", self.cancel, methods=["DELETE"]),
                 Route("/v1/jobs/{job_id}/result", self.result),
                 Route("/v1/jobs/{job_id}/events", self.stream),
-                Route("/v1/jobs/{job_id}/attempts", lambda _: JSONResponse({"attempts": [{"attempt": 1}]})),
+                Route("/v1/jobs/{job_id}/attempts", fixed({"attempts": [{"attempt": 1}]})),
                 Route("/v1/{service}/{endpoint}:batch", self.submit_batch, methods=["POST"]),
                 Route("/v1/{service}/{endpoint}", self.submit, methods=["POST"]),
             ]
@@ -297,6 +297,15 @@ STATUS = {
     "draining": False,
     "agents": [{"name": "local", "slots": 2, "free": 2, "connected": True}],
 }
+
+
+def fixed(document: Any) -> Any:
+    """Return a handler for a page that never changes; it runs on the loop, so that no further thread turns up."""
+
+    async def answer(_: Request) -> Response:
+        return JSONResponse(document)
+
+    return answer
 
 
 def problem(status: int, code: str, detail: str, **extra: Any) -> Response:
