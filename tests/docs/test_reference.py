@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 import dask_fleet
-from dask_fleet.server import routes_events, routes_jobs, routes_meta, routes_results
+from dask_fleet.server import routes_events, routes_jobs, routes_meta, routes_results, routes_spool
 from dask_fleet.server.documents import JobDocument
 from dask_fleet.server.routes_jobs import _FILTERS
 
@@ -42,7 +42,7 @@ def test_generated_pages_are_up_to_date(name: str) -> None:
 
 def test_every_route_is_documented() -> None:
     page = (ROOT / "docs" / "reference" / "http-api.md").read_text(encoding="utf-8")
-    sources = [module.__file__ or "" for module in (routes_events, routes_jobs, routes_meta, routes_results)]
+    sources = [module.__file__ or "" for module in (routes_events, routes_jobs, routes_meta, routes_results, routes_spool)]
     found = [
         path for source in sources for path in re.findall(r'Route\("([^"]+)"', Path(source).read_text(encoding="utf-8"))
     ]
