@@ -29,7 +29,7 @@ class Listener:
         self.certificate, self.key = ensure_certificate(folder, ["localhost", "127.0.0.1"])
         self.fingerprint = fingerprint_of(ssl.PEM_cert_to_DER_cert(self.certificate.read_text()))
         self.heard = bytearray()
-        self.ended = 0
+        self.busy = 0
         self.url = ""
 
     @contextlib.asynccontextmanager
@@ -40,15 +40,21 @@ class Listener:
         async with server:
             self.url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
             yield self
+            async with asyncio.timeout(20):
+                while self.busy:  # noqa: ASYNC110 - for tests
+                    await asyncio.sleep(0.005)  # the clients have closed
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.busy += 1
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
                 self.heard += data
                 if b"\r\n\r\n" in self.heard:
                     writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
-        self.ended += 1
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        self.busy -= 1
 
 
 @pytest.mark.parametrize("how", ["pinned", "ca"])

@@ -79,6 +79,7 @@ class Rig:
 
     def __init__(self, *, manifest: Manifest = MANIFEST, spool: Path = Path("/nonexistent")) -> None:
         self.clock = HandClock()
+        self.spool = spool
         self.ledger = MemoryLedger(clock=self.clock)
         self.results = MemoryResultStore()
         self.controller = Controller(
@@ -99,7 +100,7 @@ class Rig:
         await self.controller.start()
         self.app = FleetApp(
             self.controller,
-            routes=all_routes(self.controller, sign_in=self.sign_in, tokens=self.book, needs_agent=False),
+            routes=all_routes(self.controller, sign_in=self.sign_in, tokens=self.book, needs_agent=False, spool=self.spool),
             tokens=self.tokens,
             sign_in=self.sign_in,
             hosts=HostCheck(),
