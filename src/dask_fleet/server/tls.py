@@ -54,10 +54,12 @@ class TLS:
         self.fingerprint = ""
         self.names: tuple[str, ...] = ()
         """Host names and addresses that the certificate is for."""
-        self.context = _context()
         stamp = self._look()
-        self._load(self.context)
+        self._current = self._load()
         self._stamp = stamp
+        self.context = self._load()
+        # Each handshake asks for the certificate: so a new one comes into use between two handshakes, never within one.
+        self.context.sni_callback = self._choose
 
     def refresh(self, *, force: bool = False) -> bool:
         """Read the files again if they have changed (or with `force`). Returns whether another certificate is in use now.
@@ -71,8 +73,7 @@ class TLS:
             stamp = self._look()
             if not force and stamp in {self._stamp, self._failed}:
                 return False
-            self._load(_context())  # a dry run: a context that took only one half would be of no use to anybody
-            self._load(self.context)
+            self._current = self._load()
         except (SetupError, OSError) as exc:
             if stamp != self._failed or force:
                 log.error(  # noqa: TRY400 - the message says it all
@@ -95,7 +96,12 @@ class TLS:
                 stamps.append((found.st_mtime_ns, found.st_ino, found.st_size))
         return tuple(stamps)
 
-    def _load(self, context: ssl.SSLContext) -> None:
+    def _choose(self, connection: ssl.SSLSocket | ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        connection.context = self._current
+
+    def _load(self) -> ssl.SSLContext:
+        """Return a context with what is in the files; nothing changes if they cannot be used."""
+        context = _context()
         try:
             context.load_cert_chain(self._certificate, self._key, password=_no_password)
             der = ssl.PEM_cert_to_DER_cert(_first_certificate(self._certificate.read_text("ascii")))
@@ -108,6 +114,7 @@ class TLS:
                 " Both must be PEM files that belong together, the key not encrypted"
             ) from exc
         self.fingerprint, self.names = fingerprint, names
+        return context
 
 
 def make_tls(settings: Settings, data_dir: Path) -> TLS | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,7 +12,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from dask_fleet.config.fingerprint import fingerprint_of
 from dask_fleet.config.settings import Settings
+from dask_fleet.config.trust import Trust
 from dask_fleet.model.errors import BadRequest, BindRefused, ConfigError, HostNotAllowed, SetupError
 from dask_fleet.server.hosts import HostCheck
 from dask_fleet.server.listening import local_url, public_url, refuse_open_bind
@@ -172,3 +176,45 @@ def test_hosts_of_the_certificate_and_the_dialled_address_are_answered() -> None
             hosts.check(scope(name))
     hosts.allow(["evil.org"])
     hosts.check(scope("evil.org"))
+
+
+def test_no_handshake_sees_half_of_a_replacement(tmp_path: Path) -> None:
+    """While pairs are replaced again and again, every handshake shows one of them, whole."""
+    pairs = [pair(tmp_path / name) for name in "ab"]
+    certificate, key = pair(tmp_path / "in use")
+    tls = TLS(certificate, key)
+    client = Trust(fingerprint="").context()
+    client.sslobject_class = ssl.SSLObject
+    stop = threading.Event()
+
+    def replace() -> None:
+        while not stop.is_set():
+            for new_certificate, new_key in pairs:
+                put(new_certificate, certificate)
+                put(new_key, key)
+                tls.refresh(force=True)
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    shown = set()
+    try:
+        for _ in range(300):
+            shown.add(handshake(client, tls.context))
+    finally:
+        stop.set()
+        thread.join()
+    assert len(shown & {TLS(*each).fingerprint for each in pairs}) == 2, "both came into use"
+
+
+def handshake(client: ssl.SSLContext, server: ssl.SSLContext) -> str:
+    """Return the fingerprint that one handshake in memory shows."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = client.wrap_bio(to_client, to_server)
+    theirs = server.wrap_bio(to_server, to_client, server_side=True)
+    for _ in range(4):
+        for side in (ours, theirs):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    certificate = ours.getpeercert(binary_form=True)
+    assert certificate is not None
+    return fingerprint_of(certificate)
