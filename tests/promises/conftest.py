@@ -17,14 +17,15 @@ HERE = Path(__file__).parent
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Serve:
-    """Return a maker of fleets of the tiny service: an honest one, or the twin of that name."""
+    """Return a maker of fleets, of the tiny service unless told otherwise: an honest one, or the twin of that name."""
 
     def make(*, twin: str | None = None, **options: Any) -> ServedFleet:
         if twin is not None:
             options["command"] = (sys.executable, str(HERE / "twins.py"), twin)
         options.setdefault("args", ("--nworkers", "2"))
         env = {"TINY_STARTS": str(tmp_path / "starts"), **options.pop("env", {})}
-        return ServedFleet([HERE / "service_tiny.py"], tmp_path / "data", env=env, **options)
+        service = options.pop("service", HERE / "service_tiny.py")
+        return ServedFleet([service], tmp_path / "data", env=env, **options)
 
     return make
 

@@ -171,6 +171,23 @@ def unpickles_results() -> None:
     Outcomes._store = curious  # type: ignore[method-assign]
 
 
+def blame_by_association() -> None:
+    """Blame every attempt that was in a dying process as if it had been alone in it."""
+    from dask_fleet.controller.agents import AgentHandle
+    from dask_fleet.controller.outcomes import Outcomes
+    from dask_fleet.model.failure import Blame
+    from dask_fleet.protocol.frames import Outcome
+
+    honest = Outcomes._record
+
+    async def blaming(self: Outcomes, handle: AgentHandle, outcome: Outcome) -> None:
+        if outcome.blame is Blame.SHARED:
+            outcome = msgspec.structs.replace(outcome, blame=Blame.ALONE)
+        await honest(self, handle, outcome)
+
+    Outcomes._record = blaming  # type: ignore[method-assign]
+
+
 TWINS: dict[str, Callable[[], None]] = {
     "unpickles-bodies": unpickles_bodies,
     "unpickles-results": unpickles_results,
@@ -180,6 +197,7 @@ TWINS: dict[str, Callable[[], None]] = {
     "synchronous-normal": synchronous_normal,
     "check-then-insert": check_then_insert,
     "no-fence": no_fence,
+    "blame-by-association": blame_by_association,
 }
 
 
