@@ -13,7 +13,7 @@ service = Service("blast")
 @service.endpoint
 def innocent(n: int) -> int:
     """Take a moment, then answer: long enough to be in a process when it dies."""
-    time.sleep(0.02)
+    time.sleep(0.05)
     return 3 * n
 
 

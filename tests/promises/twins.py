@@ -171,18 +171,19 @@ def unpickles_results() -> None:
     Outcomes._store = curious  # type: ignore[method-assign]
 
 
-def blame_by_association() -> None:
-    """Blame every attempt that was in a dying process as if it had been alone in it."""
+def fail_together() -> None:
+    """Fail every attempt that was in a dying process, as ``concurrent.futures`` does (``BrokenProcessPool``)."""
     from dask_fleet.controller.agents import AgentHandle
     from dask_fleet.controller.outcomes import Outcomes
     from dask_fleet.model.failure import Blame
+    from dask_fleet.model.states import AttemptState
     from dask_fleet.protocol.frames import Outcome
 
     honest = Outcomes._record
 
     async def blaming(self: Outcomes, handle: AgentHandle, outcome: Outcome) -> None:
         if outcome.blame is Blame.SHARED:
-            outcome = msgspec.structs.replace(outcome, blame=Blame.ALONE)
+            outcome = msgspec.structs.replace(outcome, state=AttemptState.FAILED, blame=Blame.NONE)
         await honest(self, handle, outcome)
 
     Outcomes._record = blaming  # type: ignore[method-assign]
@@ -197,7 +198,7 @@ TWINS: dict[str, Callable[[], None]] = {
     "synchronous-normal": synchronous_normal,
     "check-then-insert": check_then_insert,
     "no-fence": no_fence,
-    "blame-by-association": blame_by_association,
+    "fail-together": fail_together,
 }
 
 
