@@ -173,17 +173,18 @@ def unpickles_results() -> None:
 
 def fail_together() -> None:
     """Fail every attempt that was in a dying process, as ``concurrent.futures`` does (``BrokenProcessPool``)."""
+    from dask_fleet.controller import decisions
     from dask_fleet.controller.agents import AgentHandle
     from dask_fleet.controller.outcomes import Outcomes
     from dask_fleet.model.failure import Blame
-    from dask_fleet.model.states import AttemptState
     from dask_fleet.protocol.frames import Outcome
 
+    decisions.DEATH_RETRIES = 0
     honest = Outcomes._record
 
     async def blaming(self: Outcomes, handle: AgentHandle, outcome: Outcome) -> None:
         if outcome.blame is Blame.SHARED:
-            outcome = msgspec.structs.replace(outcome, state=AttemptState.FAILED, blame=Blame.NONE)
+            outcome = msgspec.structs.replace(outcome, blame=Blame.ALONE)
         await honest(self, handle, outcome)
 
     Outcomes._record = blaming  # type: ignore[method-assign]
