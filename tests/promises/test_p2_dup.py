@@ -59,6 +59,9 @@ async def shout(fleet: ServedFleet, number: int) -> list[tuple[int, object, obje
         return await asyncio.gather(*(call() for _ in range(CALLERS)))
 
 
+ONE_LOUD_PEER = ("--nworkers", "2", "--max-connections-per-peer", "2000")
+
+
 def shout_in_rounds(fleet: ServedFleet, rounds: int, starts: Starts) -> Verdict:
     with fleet:
         answers = [Counter(asyncio.run(shout(fleet, number))) for number in range(rounds)]
@@ -74,14 +77,14 @@ def shout_in_rounds(fleet: ServedFleet, rounds: int, starts: Starts) -> Verdict:
 
 def test_a_thousand_equal_requests_are_one_job(serve: Serve, starts: Starts, record_property: Record) -> None:
     rounds = 20 if FULL else 3
-    verdict = shout_in_rounds(serve(), rounds, starts)
+    verdict = shout_in_rounds(serve(args=ONE_LOUD_PEER), rounds, starts)
     record_property("figures", str(verdict))
     assert verdict == Verdict(rounds=rounds, answers=rounds * CALLERS, equal=rounds * CALLERS, jobs=rounds, starts=rounds)
 
 
 def test_the_checker_notices_check_then_insert(serve: Serve, starts: Starts, record_property: Record) -> None:
     rounds = 1
-    verdict = shout_in_rounds(serve(twin="check-then-insert"), rounds, starts)
+    verdict = shout_in_rounds(serve(twin="check-then-insert", args=ONE_LOUD_PEER), rounds, starts)
     record_property("figures", str(verdict))
     assert verdict.jobs > rounds
     assert verdict.starts > rounds
