@@ -15,6 +15,7 @@ from dask_fleet.controller.agents import AgentHandle, Agents
 from dask_fleet.controller.alarms import Alarms
 from dask_fleet.controller.batch import Batches
 from dask_fleet.controller.changes import Changes, Subscription
+from dask_fleet.controller.clusters.manager import Clusters
 from dask_fleet.controller.dispatcher import Dispatcher
 from dask_fleet.controller.fair_queue import Lane
 from dask_fleet.controller.log_retention import LogSweeper
@@ -95,6 +96,7 @@ class Controller:
         self._log_sweeper = LogSweeper(
             self.logs, ledger, max_bytes=logs_max_bytes, is_active=lambda seq: seq in self._dispatcher.by_seq
         )
+        self.clusters = Clusters()
         self.versions = {service.name: service.version for service in manifest.services}
         self.sessions = Sessions(
             agents=self.agents,

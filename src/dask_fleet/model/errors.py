@@ -8,9 +8,10 @@
     │   ├── RequestTimeout · HeadersTooLarge
     │   ├── Unauthorized · Forbidden · HostNotAllowed
     │   ├── NotFound · MethodNotAllowed · NotAcceptable · PreconditionFailed · RangeNotSatisfiable
-    │   └── Conflict · ResultExpired
+    │   ├── Conflict · ResultExpired
+    │   └── QuotaExceeded · ClusterImpossible
     ├── CapacityError               the caller may try again later
-    │   └── QueueFull · Draining · LedgerUnavailable (LedgerFull) · SpoolFull · TooManyConnections
+    │   └── QueueFull · Draining · LedgerUnavailable (LedgerFull) · SpoolFull · TooManyConnections · AgentUnreachable
     ├── JobError                    the job ended without a result
     │   └── JobFailed · JobCancelled · JobExpired
     ├── SetupError                  found at start; the message names the cure
@@ -192,6 +193,22 @@ class ResultExpired(RequestError):
     title = "Result expired"
 
 
+class QuotaExceeded(RequestError):
+    """The user has as much as the server allows; give something back, or ask who runs the server for more."""
+
+    code = "quota_exceeded"
+    status = 429
+    title = "Quota exceeded"
+
+
+class ClusterImpossible(RequestError):
+    """No agent that there is could ever give what the cluster asks for; the message says what there is."""
+
+    code = "cluster_impossible"
+    status = 422
+    title = "No such cluster can be had"
+
+
 class CapacityError(FleetError):
     """Nothing is wrong with the request; come back after ``Retry-After``."""
 
@@ -244,6 +261,14 @@ class TooManyConnections(CapacityError):
 
     code = "too_many_connections"
     title = "Too many connections"
+
+
+class AgentUnreachable(CapacityError):
+    """The agent that must do it is not connected, or did not answer in time; it may come back any moment."""
+
+    code = "agent_unreachable"
+    status = 504
+    title = "The agent does not answer"
 
 
 class JobError(FleetError):
