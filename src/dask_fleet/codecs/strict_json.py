@@ -21,6 +21,7 @@ MAX_NODES = 100_000
 MAX_NUMBER_CHARS = 1_000
 
 _BOM = b"\xef\xbb\xbf"
+_BLOCK = MAX_NUMBER_CHARS // 2
 _WHITESPACE = " \t\n\r"
 _DELETE_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
@@ -34,11 +35,11 @@ _FINE_TEXT = re.compile(
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen: set[str] = set()
+        # The dictionary has the names in the order of their first coming: where the two orders part, one came again.
+        ordered = iter(found)
         for name, _ in pairs:
-            if name in seen:
+            if next(ordered, None) is not name:
                 raise BadJSON(f"the name {_shown(name)} is given twice in one object")
-            seen.add(name)
     return found
 
 
@@ -95,7 +96,7 @@ def loads(data: bytes, *, max_depth: int = MAX_DEPTH, max_nodes: int = MAX_NODES
         text = data.decode("utf-8")
     except UnicodeDecodeError as exc:
         raise BadJSON(f"the body is not UTF-8: see byte {exc.start}") from None
-    scan = _scan_small if size <= MAX_NUMBER_CHARS else _scan_large
+    scan = _scan_large if size > MAX_NUMBER_CHARS and _may_hold_long_number(data) else _scan_small
     try:
         value, end = scan(text, 0)
     except StopIteration:
@@ -109,6 +110,14 @@ def loads(data: bytes, *, max_depth: int = MAX_DEPTH, max_nodes: int = MAX_NODES
     if b"\\u" in data:
         _check_escapes(data)
     return value
+
+
+def _may_hold_long_number(data: bytes) -> bool:
+    """Look whether there may be more than `MAX_NUMBER_CHARS` digits in a row.
+
+    So many cover a whole block, wherever they begin. Then, and only then, each integer is worth a call of `_bounded_int`.
+    """
+    return any(data[at : at + _BLOCK].isdigit() for at in range(0, len(data), _BLOCK))
 
 
 def _scan_after_whitespace(text: str, data: bytes, scan: Any) -> tuple[Any, int]:
