@@ -37,3 +37,9 @@ def gated(n: int) -> int:
     while not gate.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     return start
+
+
+@service.endpoint
+def blob(mib: int) -> bytes:
+    """So many mebibytes."""
+    return bytes(mib << 20)

@@ -191,6 +191,19 @@ def fail_together() -> None:
     Outcomes._record = blaming  # type: ignore[method-assign]
 
 
+def stock_http() -> None:
+    """Serve HTTP by uvicorn's own protocol: no deadlines, no limits."""
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    from dask_fleet.server import serve
+
+    class Stock(HttpToolsProtocol):
+        def __init__(self, *args: Any, edge: object, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+
+    serve.FleetHTTPProtocol = Stock  # type: ignore[misc, assignment]
+
+
 TWINS: dict[str, Callable[[], None]] = {
     "unpickles-bodies": unpickles_bodies,
     "unpickles-results": unpickles_results,
@@ -201,6 +214,7 @@ TWINS: dict[str, Callable[[], None]] = {
     "check-then-insert": check_then_insert,
     "no-fence": no_fence,
     "fail-together": fail_together,
+    "stock-http": stock_http,
 }
 
 

@@ -74,7 +74,7 @@ class BodyBudget:
                 turn.set_result(None)
 
 
-LARGE_BODIES = BodyBudget(24 << 20)
+LARGE_BODIES = BodyBudget(16 << 20)
 
 
 async def read_body(

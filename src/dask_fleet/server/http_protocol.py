@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from dask_fleet.model.errors import BadRequest, FleetError, HeadersTooLarge, RequestTimeout, TooManyConnections
 from dask_fleet.server.agents import AGENTS_PATH
 from dask_fleet.server.body import BY_RATE
-from dask_fleet.server.coalescing import CoalescingTransport
+from dask_fleet.server.coalescing import CoalescingTransport, drop
 from dask_fleet.server.deadlines import Phase, Verdict, Watched, Wire
 from dask_fleet.server.edge import DEFAULT_POLICY, Edge
 from dask_fleet.server.http_exchange import Exchange
@@ -316,7 +316,7 @@ class FleetHTTPProtocol(HttpToolsProtocol, Watched):
     def expire(self, verdict: Verdict) -> None:
         """Do what the watch has judged."""
         if verdict is Verdict.ABORT:
-            self.transport.abort()
+            drop(self.transport)
         elif self.transport.is_closing():
             return  # it is sending its last bytes
         elif verdict is Verdict.CLOSE:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from dask_fleet.server.coalescing import drop
 from dask_fleet.server.deadlines import Phase, Verdict, Watched, Wire
-from dask_fleet.server.edge import Edge
+from dask_fleet.server.edge import COMMON_HEADERS, Edge
 
 
 class FleetWebSocketProtocol(WebSocketsSansIOProtocol, Watched):
@@ -18,6 +19,7 @@ class FleetWebSocketProtocol(WebSocketsSansIOProtocol, Watched):
         """Go on in the place of the HTTP connection that it was."""
         self._edge, self._peer, self.wire = edge, peer, wire
         self.phase = Phase.WEBSOCKET
+        self.default_headers = [*self.default_headers, *COMMON_HEADERS]
         edge.watch.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -29,4 +31,4 @@ class FleetWebSocketProtocol(WebSocketsSansIOProtocol, Watched):
 
     def expire(self, verdict: Verdict) -> None:  # noqa: ARG002 - there is but one end
         """Drop a peer that takes nothing any more; it dials again if it lives."""
-        self.transport.abort()
+        drop(self.transport)

@@ -161,6 +161,36 @@ def test_a_cookie_changes_nothing_from_another_site(method: str, path: str) -> N
     run(main())
 
 
+@pytest.mark.parametrize("path", sorted({path for _, path in PAGES} | {"/v1/agents", "/", "/docs", "/signin", "/nothing"}))
+def test_no_page_opens_a_websocket_to_a_browser(path: str) -> None:
+    """Not even from our own pages: only agents open any, and they carry a token."""
+
+    async def main() -> None:
+        async with Rig() as rig:
+            for origin in ("http://evil.example", f"http://{HOST}"):
+                said: list[str] = []
+
+                async def receive() -> dict[str, str]:
+                    return {"type": "websocket.connect"}
+
+                async def send(message: dict[str, str], said: list[str] = said) -> None:
+                    said.append(f"{message['type']} {message.get('status', '')}".strip())
+
+                headers = {"host": HOST, "cookie": f"fleet_session={session(rig)}", "origin": origin}
+                scope = {
+                    "type": "websocket",
+                    "scheme": "ws",
+                    "path": path.format(job_id=ABSENT, token_id="t0"),
+                    "query_string": b"",
+                    "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+                }
+                await rig.app(scope, receive, send)
+                status = 401 if path == "/v1/agents" else 404
+                assert said == [f"websocket.http.response.start {status}", "websocket.http.response.body"]
+
+    run(main())
+
+
 def test_a_cookie_works_from_our_own_pages() -> None:
     async def main() -> None:
         async with Rig() as rig:
