@@ -1,0 +1,82 @@
+"""Dask's scheduler as a cluster's scheduler: TLS on an explicit host, no proxy, no listener that nobody asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask
+from distributed import Scheduler
+
+from dask_fleet.agent.clusters import dask_config
+from dask_fleet.agent.clusters.frames import Open, SchedulerState
+from dask_fleet.agent.clusters.security import MemberSecurity
+
+IDLE_HEARTBEAT_S = 2.0
+"""How often workers report when nothing is in flight. Dask says 0.5 s, which is most of what an idle cluster costs."""
+
+
+class FleetScheduler(Scheduler):  # type: ignore[misc]
+    """The scheduler of one cluster; made by `make`."""
+
+    def __init__(self, *, serve_http: bool, **options: Any) -> None:
+        self._serve_http = serve_http
+        self.close_reason = ""
+        super().__init__(**options)
+
+    def start_http_server(self, *args: Any, **kwargs: Any) -> None:
+        """Listen for the dashboard if it is on. Dask listens on port 8787 even with ``dashboard=False``."""
+        if self._serve_http:
+            super().start_http_server(*args, **kwargs)
+
+    @property
+    def dashboard_url(self) -> str:
+        """Where the dashboard is, empty if it is off."""
+        if not self._serve_http:
+            return ""
+        return f"http://{self.http_server.address}:{self.http_server.port}/status"
+
+    async def close(self, timeout: float | None = None, reason: str = "unknown") -> None:  # noqa: ASYNC109
+        """Close, and keep the first reason."""
+        self.close_reason = self.close_reason or reason
+        await super().close(timeout=timeout, reason=reason)
+
+    def heartbeat_worker(self, **heartbeat: Any) -> dict[str, Any]:
+        """Take a heartbeat; an idle worker may wait longer before the next."""
+        answer: dict[str, Any] = super().heartbeat_worker(**heartbeat)
+        if self.idle_since and "heartbeat-interval" in answer:
+            answer["heartbeat-interval"] = max(answer["heartbeat-interval"], IDLE_HEARTBEAT_S)
+        return answer
+
+    def fleet_state(self, cluster: str, lag_s: float) -> SchedulerState:
+        """Return what the agent is told. Cheap: it looks at workers, not at tasks."""
+        unrunnable = len(self.unrunnable)
+        tasks = sum(len(worker.processing) for worker in self.workers.values()) + len(self.queued) + unrunnable
+        clients = sum(not client.startswith("Client-worker-") and client != "fire-and-forget" for client in self.clients)
+        idle_us = int(self.idle_since * 1e6) if self.idle_since and not tasks else 0
+        return SchedulerState(cluster, len(self.workers), self.total_nthreads, tasks, unrunnable, clients, idle_us, lag_s)
+
+
+def make(request: Open) -> FleetScheduler:
+    """Make the scheduler that `request` describes; to be awaited. Sets Dask's configuration of this process.
+
+    Raises
+    ------
+    ValueError
+        If the host is a wildcard.
+    """
+    if request.host in ("", "0.0.0.0", "::", "[::]"):  # noqa: S104
+        raise ValueError(f"a scheduler listens on one address of its host, not on {request.host!r}")
+    dask.config.set(dask_config.flat(request.config))
+    dask.config.set({"distributed.scheduler.http.routes": dask_config.without_proxy() if request.dashboard else []})
+    return FleetScheduler(
+        serve_http=request.dashboard,
+        dashboard=request.dashboard,
+        dashboard_address="127.0.0.1:0",
+        protocol="tls",
+        host=request.host,
+        port=0,
+        security=MemberSecurity(request.credentials),
+        preload=request.preloads or None,
+        idle_timeout=request.idle_timeout_s,
+        allowed_failures=request.allowed_failures,
+    )

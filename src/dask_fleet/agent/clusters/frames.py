@@ -1,0 +1,173 @@
+"""The frames between an agent, its scheduler processes and the memberships of its worker processes.
+
+They travel as those of `protocol.frames` do: over a socket pair, each prefixed with its length (four bytes, big endian).
+Every request names its cluster or membership by an id that the agent chooses; repeating a request is harmless.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from dask_fleet.agent.clusters.credentials import Credentials
+from dask_fleet.protocol.frames import Frame
+
+# ---------------------------------------------------------------- agent → scheduler process
+
+
+class Open(Frame, frozen=True, kw_only=True):
+    """Become the scheduler of this cluster; answered by `Opened` or `OpenFailed`. Only a spare can."""
+
+    cluster: str
+    credentials: Credentials
+    host: str
+    """Address to listen on, as workers and clients reach it; never a wildcard."""
+    config: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Dask's configuration for this cluster, nested or with dotted keys."""
+    preloads: list[str] = msgspec.field(default_factory=list)
+    idle_timeout_s: float | None = None
+    dashboard: bool = False
+    """On loopback."""
+    allowed_failures: int | None = None
+    """Worker deaths before Dask blames a task; ``None`` leaves it to Dask's configuration."""
+    report_s: float = 1.0
+    """State is reported at most that often, and only when it has changed."""
+
+
+class Renew(Frame, frozen=True):
+    """Show this certificate from now on; `member` is the id of a membership, or of the cluster at its scheduler."""
+
+    member: str
+    credentials: Credentials
+
+
+class Close(Frame, frozen=True):
+    """End the cluster, or the spare; answered by `Closed` and the end of the process."""
+
+    reason: str
+
+
+SchedulerBound = Open | Renew | Close
+
+# ---------------------------------------------------------------- scheduler process → agent
+
+
+class Spare(Frame, frozen=True):
+    """Ready to be opened."""
+
+    versions: dict[str, str]
+    """Of Python and the packages that must be equal throughout a cluster."""
+
+
+class Opened(Frame, frozen=True):
+    """The scheduler listens."""
+
+    cluster: str
+    address: str
+    dashboard: str = ""
+    """URL on this host's loopback, empty if there is none."""
+
+
+class OpenFailed(Frame, frozen=True):
+    """The scheduler could not be started; the process ends."""
+
+    cluster: str
+    error: str
+
+
+class SchedulerState(Frame, frozen=True):
+    """How the cluster does."""
+
+    cluster: str
+    workers: int
+    threads: int
+    tasks: int
+    """In flight: at workers, queued, or waiting for a worker that could run them."""
+    unrunnable: int
+    """Of these, those that no present worker could run."""
+    clients: int
+    """Connected, those of workers not counted."""
+    idle_us: int
+    """Since when nothing is in flight, on the wall clock; 0 while something is."""
+    lag_s: float
+    """The longest its event loop was late since the last report."""
+
+
+class Closed(Frame, frozen=True):
+    """The cluster has ended; the process follows."""
+
+    cluster: str
+    reason: str
+
+
+AgentBoundFromScheduler = Spare | Opened | OpenFailed | SchedulerState | Closed
+
+# ---------------------------------------------------------------- agent → worker process
+
+
+class Join(Frame, frozen=True, kw_only=True):
+    """Become a Dask worker of a cluster; answered by `Joined` or `Left`."""
+
+    membership: str
+    cluster: str
+    scheduler: str
+    """Its address: ``tls://…``."""
+    credentials: Credentials
+    host: str
+    """Address to listen on for the other workers."""
+    name: str
+    """As Dask's clients see it; unique within the cluster."""
+    nthreads: int
+    memory_limit: int
+    """That of the whole process, in bytes: Dask compares it with what the whole process has; 0 if there is none."""
+    local_directory: str
+    """Scratch; what the membership writes there is removed when it has left."""
+    resources: dict[str, float] = msgspec.field(default_factory=dict)
+    config: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Dask's configuration for what the worker reads when it is made. What tasks read is shared by the whole process."""
+    timeout_s: float = 15.0
+
+
+class Leave(Frame, frozen=True):
+    """Stop being a worker; answered by `Left` and `Released`. Data that only this worker has is lost: retire it first."""
+
+    membership: str
+
+
+MembershipBound = Join | Leave | Renew
+
+# ---------------------------------------------------------------- worker process → agent
+
+
+class Joined(Frame, frozen=True):
+    """The scheduler has taken the worker; sent again, with another address, after a restart by a client."""
+
+    membership: str
+    address: str
+
+
+class Left(Frame, frozen=True):
+    """No worker of the cluster any more: asked to, or the scheduler ended or died, or it could not join."""
+
+    membership: str
+    reason: str
+    busy: int
+    """Threads that tasks of it still hold; Dask cannot stop them."""
+    failed: bool = False
+    """It never joined."""
+
+
+class Released(Frame, frozen=True):
+    """The last task of it has ended: its slots are free. Always the last frame of a membership."""
+
+    membership: str
+
+
+AgentBoundFromMembership = Joined | Left | Released
+
+decode_for_scheduler = msgspec.msgpack.Decoder(SchedulerBound).decode
+decode_from_scheduler = msgspec.msgpack.Decoder(AgentBoundFromScheduler).decode
+decode_for_membership = msgspec.msgpack.Decoder(MembershipBound).decode
+decode_from_membership = msgspec.msgpack.Decoder(AgentBoundFromMembership).decode
+decode_for_member_process = msgspec.msgpack.Decoder(MembershipBound | Close).decode

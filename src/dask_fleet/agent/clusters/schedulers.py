@@ -1,0 +1,157 @@
+"""Scheduler processes, seen from the agent: forked ahead of time as spares, opened for one cluster, ended with it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+from dask_fleet.agent.clusters import scheduler_process
+from dask_fleet.agent.clusters.child import ChildProcess, Forker
+from dask_fleet.agent.clusters.credentials import Credentials
+from dask_fleet.agent.clusters.frames import (
+    AgentBoundFromScheduler,
+    Close,
+    Closed,
+    Open,
+    Opened,
+    OpenFailed,
+    Renew,
+    SchedulerState,
+    Spare,
+    decode_from_scheduler,
+)
+
+log = logging.getLogger(__name__)
+
+CLOSE_S = 5.0
+"""What a scheduler may take to end before it is killed."""
+
+
+class SchedulerFailed(Exception):
+    """The scheduler could not be opened, or its process has ended; the text says why."""
+
+
+class SchedulerProcess:
+    """A scheduler process: a spare until `open`, then the scheduler of one cluster, never of a second.
+
+    `on_state` gets its reports. `on_exit` is called once when the process has ended, with how: after `close`, on its own
+    (idle, or closed by a client), or killed. Nothing else ends with it but the memberships of its cluster.
+    """
+
+    def __init__(self, child: ChildProcess[AgentBoundFromScheduler]) -> None:
+        self.pid = child.pid
+        self.state: SchedulerState | None = None
+        self.on_state: Callable[[SchedulerState], None] = lambda _: None
+        self.on_exit: Callable[[str], None] = lambda _: None
+        loop = asyncio.get_running_loop()
+        self._child = child
+        self._cluster = ""
+        self._reason = ""
+        self._ready: asyncio.Future[Spare] = loop.create_future()
+        self._opened: asyncio.Future[Opened] = loop.create_future()
+        self._gone: asyncio.Future[str] = loop.create_future()
+        child.watch(self._on_frame, self._exited)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process lives."""
+        return not self._gone.done()
+
+    async def ready(self) -> Spare:
+        """Wait until it can be opened without a delay.
+
+        Raises
+        ------
+        SchedulerFailed
+            If it ended before.
+        """
+        return await asyncio.shield(self._ready)
+
+    async def open(self, request: Open, *, timeout_s: float = 30.0) -> Opened:
+        """Make it the scheduler of a cluster. Asked again, it gives the same answer.
+
+        Raises
+        ------
+        SchedulerFailed
+            If it could not start: a preload that raises, an address that cannot be bound, or silence for `timeout_s`. It is
+            ended then.
+        """
+        if self._cluster not in ("", request.cluster):
+            raise SchedulerFailed(f"this process is the scheduler of cluster {self._cluster}; take another spare")
+        if not self._cluster:
+            self._cluster = request.cluster
+            self._child.send(request)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(self._opened)
+        except TimeoutError:
+            self.kill()
+            raise SchedulerFailed(f"the scheduler did not start within {timeout_s:.0f} s") from None
+
+    def renew(self, credentials: Credentials) -> None:
+        """Let it show another certificate from now on."""
+        self._child.send(Renew(self._cluster, credentials))
+
+    async def close(self, reason: str, *, timeout_s: float = CLOSE_S) -> None:
+        """End it, workers and clients being told; kill it if that takes longer than `timeout_s`."""
+        self._child.send(Close(reason))
+        await asyncio.wait([self._gone], timeout=timeout_s)
+        if not self._gone.done():
+            log.warning("a scheduler did not end", extra={"action": "kill", "cluster": self._cluster, "pid": self.pid})
+            self.kill()
+            await asyncio.wait([self._gone], timeout=timeout_s)
+
+    def kill(self) -> None:
+        """Kill it; its exit is reported as any other."""
+        self._child.kill()
+
+    async def ended(self) -> str:
+        """Wait for its end; returns how it ended."""
+        return await asyncio.shield(self._gone)
+
+    def _on_frame(self, frame: AgentBoundFromScheduler) -> None:
+        if isinstance(frame, SchedulerState):
+            self.state = frame
+            self.on_state(frame)
+        elif isinstance(frame, Spare):
+            if not self._ready.done():
+                self._ready.set_result(frame)
+        elif isinstance(frame, Opened):
+            if not self._opened.done():
+                self._opened.set_result(frame)
+        elif isinstance(frame, OpenFailed):
+            self._fail(SchedulerFailed(f"the scheduler could not start: {frame.error}"))
+        elif isinstance(frame, Closed):
+            self._reason = frame.reason
+
+    def _exited(self, how: str) -> None:
+        how = self._reason or how
+        self._fail(SchedulerFailed(f"the scheduler process has ended: {how}"))
+        self._gone.set_result(how)
+        self.on_exit(how)
+
+    def _fail(self, error: SchedulerFailed) -> None:
+        for future in (self._ready, self._opened):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # whoever waits still gets it; whoever does not is not warned
+
+
+class SchedulerLauncher:
+    """Forks spares. `thread` is the executor that all forks of this process share, see `Forker`."""
+
+    def __init__(self, thread: Executor) -> None:
+        self._forker = Forker(thread)
+
+    async def launch(self) -> SchedulerProcess:
+        """Fork a spare. It is forked, not yet `ready`.
+
+        Raises
+        ------
+        OSError, EOFError
+            If the forkserver died meanwhile or the host has no process left to give.
+        """
+        child = await self._forker.fork(scheduler_process.main, name="scheduler", decode=decode_from_scheduler)
+        return SchedulerProcess(child)

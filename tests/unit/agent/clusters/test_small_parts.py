@@ -1,0 +1,54 @@
+"""The parts of clusters that are pure."""
+
+from __future__ import annotations
+
+import dask
+import pytest
+
+from dask_fleet.agent.clusters import dask_config
+from dask_fleet.agent.clusters.authority import Authority, Role
+from dask_fleet.agent.clusters.child import FrameBuffer
+from dask_fleet.agent.clusters.frames import Close, Join, Leave, Open, decode_for_member_process, decode_for_scheduler
+from dask_fleet.protocol.frames import encode_prefixed
+
+CREDENTIALS = Authority("c").issue(Role.WORKER)
+
+
+def test_frames_come_out_as_they_went_in_wherever_the_stream_is_cut() -> None:
+    frames = [
+        Open(cluster="c", credentials=CREDENTIALS, host="127.0.0.1", config={"array": {"chunk-size": 1}}),
+        Close("x"),
+    ]
+    stream = b"".join(map(encode_prefixed, frames))
+    for size in (1, 3, 7, len(stream)):
+        buffer = FrameBuffer(decode_for_scheduler)
+        taken = [frame for at in range(0, len(stream), size) for frame in buffer.take(stream[at : at + size])]
+        assert taken == frames
+
+
+def test_a_worker_process_understands_memberships_and_its_own_end() -> None:
+    join = Join(
+        membership="m", cluster="c", scheduler="tls://127.0.0.1:1", credentials=CREDENTIALS, host="127.0.0.1", name="w",
+        nthreads=1, memory_limit=0, local_directory="/tmp", resources={"GPU": 1.0},
+    )
+    buffer = FrameBuffer(decode_for_member_process)
+    assert buffer.take(b"".join(map(encode_prefixed, [join, Leave("m"), Close("x")]))) == [join, Leave("m"), Close("x")]
+
+
+@pytest.mark.parametrize(
+    ("nested", "flat"),
+    [
+        ({}, {}),
+        ({"a.b": 1}, {"a.b": 1}),
+        ({"a": {"b": {"c": 1}, "d": [1]}, "e": {}}, {"a.b.c": 1, "a.d": [1], "e": {}}),
+    ],
+)
+def test_a_nested_configuration_becomes_flat(nested: dict[str, object], flat: dict[str, object]) -> None:
+    assert dask_config.flat(nested) == flat
+
+
+def test_the_proxy_is_served_whatever_is_configured_never() -> None:
+    routes = ["distributed.http.health", dask_config.PROXY_ROUTE]
+    with dask.config.set({"distributed.scheduler.http.routes": routes}):
+        assert dask_config.without_proxy() == ["distributed.http.health"]
+    assert dask_config.PROXY_ROUTE in routes  # Dask's own list is left as it is
