@@ -8,8 +8,18 @@ from msgspec.structs import replace
 
 from dask_fleet.ledger import changes, lease_changes
 from dask_fleet.ledger.changes import Change
+from dask_fleet.ledger.cluster_memory import MemoryClusters
 from dask_fleet.ledger.lease_clock import LeaseClock
 from dask_fleet.ledger.rows import running_attempt
+from dask_fleet.model.clusters import (
+    ClusterChange,
+    ClusterEventRecord,
+    ClusterRecord,
+    ClusterSpec,
+    NewCluster,
+    SlotLease,
+    SlotLeaseEvent,
+)
 from dask_fleet.model.errors import FleetError, IdempotencyMismatch, LedgerUnavailable, NotFound
 from dask_fleet.model.ids import random_id
 from dask_fleet.model.jobs import (
@@ -27,7 +37,7 @@ from dask_fleet.model.jobs import (
 from dask_fleet.model.leases import AgentLease, LeaseEvent
 from dask_fleet.model.states import RunState
 from dask_fleet.plugins.clock import Clock, SystemClock
-from dask_fleet.plugins.ledger import Ledger, check_many
+from dask_fleet.plugins.ledger import MAX_CLUSTER_EVENTS, Ledger, check_many
 
 MOST_LOOKED_AT = 4_000
 """Most jobs looked at for one page."""
@@ -51,6 +61,7 @@ class MemoryLedger(Ledger):
         self._leases: dict[str, AgentLease] = {}
         self._lease_horizon_us = 0
         self._lease_clock = LeaseClock(self._clock, 0)
+        self._clusters = MemoryClusters()
         self._last_seq = 0
         self._last_event = 0
 
@@ -228,6 +239,53 @@ class MemoryLedger(Ledger):
     def _keep_lease_clock(self) -> None:
         self._lease_horizon_us = self._lease_clock.next_horizon_us()
         self._lease_clock.extend(self._lease_horizon_us)
+
+    # ------------------------------------------------------------------ clusters
+
+    async def create_cluster(self, new: NewCluster) -> ClusterRecord:
+        """See the port."""
+        return self._clusters.create(new, self._now_us())
+
+    async def change_cluster(self, change: ClusterChange) -> ClusterRecord | None:
+        """See the port."""
+        return self._clusters.change(change, self._now_us())
+
+    async def scale_cluster(self, cluster_id: str, n_workers: int) -> ClusterRecord | None:
+        """See the port."""
+        return self._clusters.scale(cluster_id, n_workers, self._now_us())
+
+    async def adopt_spare(self, cluster_id: str, *, name: str, user: str, spec: ClusterSpec) -> ClusterRecord | None:
+        """See the port."""
+        return self._clusters.adopt(cluster_id, name, user, spec, self._now_us())
+
+    async def get_cluster(self, cluster_id: str) -> ClusterRecord | None:
+        """See the port."""
+        return self._clusters.get(cluster_id)
+
+    async def clusters(self, *, tenant: str | None = None, living: bool = True, limit: int = 1000) -> list[ClusterRecord]:
+        """See the port."""
+        return self._clusters.clusters(tenant, limit, living=living)
+
+    async def cluster_events(self, cluster_id: str) -> list[ClusterEventRecord]:
+        """See the port."""
+        return self._clusters.events(cluster_id, MAX_CLUSTER_EVENTS)
+
+    async def grant_slots(self, leases: Sequence[SlotLease]) -> list[SlotLease]:
+        """See the port."""
+        return self._clusters.grant(leases, self._now_us())
+
+    async def change_slots(self, lease_id: str, event: SlotLeaseEvent, *, reason: str = "") -> SlotLease | None:
+        """See the port."""
+        return self._clusters.change_slots(lease_id, event, reason, self._now_us())
+
+    async def slot_leases(self, *, cluster_id: str | None = None, ended: bool = False) -> list[SlotLease]:
+        """See the port."""
+        return self._clusters.slots(cluster_id, ended=ended)
+
+    async def purge_clusters(self, *, ended_before_us: int, limit: int = 100) -> int:
+        """See the port."""
+        self._now_us()
+        return self._clusters.purge(ended_before_us, limit)
 
     # ------------------------------------------------------------------ reads
 

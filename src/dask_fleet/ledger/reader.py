@@ -8,6 +8,7 @@ from typing import Any
 import apsw
 
 from dask_fleet.ledger import rows, statements
+from dask_fleet.ledger.cluster_reads import ClusterReads
 from dask_fleet.ledger.listing import Listing
 from dask_fleet.ledger.threads import Operation, OperationThread
 from dask_fleet.ledger.writer import MEDIUM_ERRORS
@@ -45,7 +46,7 @@ class ReaderThread(OperationThread):
             raise LedgerUnavailable(f"the ledger could not be closed: {exc}") from exc
 
 
-class Reads(Listing):
+class Reads(Listing, ClusterReads):
     """The reads, to be called in the reader's thread."""
 
     def get(self, job_id: str) -> JobRecord | None:

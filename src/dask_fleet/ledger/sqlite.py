@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from dask_fleet.ledger.clusters import Clusters
 from dask_fleet.ledger.connections import Synchronous, check_sqlite, open_reader, open_writer
 from dask_fleet.ledger.lease_changes import TOLD_US
 from dask_fleet.ledger.leases import Leases
@@ -17,6 +19,15 @@ from dask_fleet.ledger.retention import RESULTS_A_BATCH, Retention
 from dask_fleet.ledger.threads import MAX_ROWS
 from dask_fleet.ledger.writer import MEDIUM_ERRORS, GroupCommit
 from dask_fleet.ledger.writes import Writes
+from dask_fleet.model.clusters import (
+    ClusterChange,
+    ClusterEventRecord,
+    ClusterRecord,
+    ClusterSpec,
+    NewCluster,
+    SlotLease,
+    SlotLeaseEvent,
+)
 from dask_fleet.model.errors import FleetError, LedgerUnavailable
 from dask_fleet.model.jobs import (
     Accepted,
@@ -47,6 +58,7 @@ class _Opened:
                 self.ledger_id = migrate(connection)
                 self.writes = Writes(connection, clock)
                 self.retention = Retention(connection, self.writes)
+                self.clusters = Clusters(connection, self.writes)
                 self.leases = Leases(connection, self.writes, clock)
                 self.writer = GroupCommit(connection, self.writes)
                 reading = open_reader(path)
@@ -206,6 +218,70 @@ class SQLiteLedger(Ledger):
     def lease_now_us(self) -> int:
         """See the port."""
         return self._open.leases.clock.now_us()
+
+    # ------------------------------------------------------------------ clusters
+
+    async def create_cluster(self, new: NewCluster) -> ClusterRecord:
+        """See the port."""
+        opened = self._open
+        return cast("ClusterRecord", await opened.writer.submit(opened.clusters.create, new, rows=2))
+
+    async def change_cluster(self, change: ClusterChange) -> ClusterRecord | None:
+        """See the port."""
+        opened = self._open
+        return cast("ClusterRecord | None", await opened.writer.submit(opened.clusters.change, change, rows=2))
+
+    async def scale_cluster(self, cluster_id: str, n_workers: int) -> ClusterRecord | None:
+        """See the port."""
+        opened = self._open
+        scaled = await opened.writer.submit(opened.clusters.scale, cluster_id, n_workers, rows=2)
+        return cast("ClusterRecord | None", scaled)
+
+    async def adopt_spare(self, cluster_id: str, *, name: str, user: str, spec: ClusterSpec) -> ClusterRecord | None:
+        """See the port."""
+        opened = self._open
+        adopted = await opened.writer.submit(opened.clusters.adopt, cluster_id, name, user, spec, rows=2)
+        return cast("ClusterRecord | None", adopted)
+
+    async def get_cluster(self, cluster_id: str) -> ClusterRecord | None:
+        """See the port."""
+        opened = self._open
+        return cast("ClusterRecord | None", await opened.reader.submit(opened.reads.cluster, cluster_id))
+
+    async def clusters(self, *, tenant: str | None = None, living: bool = True, limit: int = 1000) -> list[ClusterRecord]:
+        """See the port."""
+        opened = self._open
+        call = partial(opened.reads.clusters, living=living)
+        return cast("list[ClusterRecord]", await opened.reader.submit(call, tenant, limit))
+
+    async def cluster_events(self, cluster_id: str) -> list[ClusterEventRecord]:
+        """See the port."""
+        opened = self._open
+        return cast("list[ClusterEventRecord]", await opened.reader.submit(opened.reads.cluster_events, cluster_id))
+
+    async def grant_slots(self, leases: Sequence[SlotLease]) -> list[SlotLease]:
+        """See the port."""
+        opened = self._open
+        granted = await opened.writer.submit(opened.clusters.grant, tuple(leases), rows=2 * len(leases))
+        return cast("list[SlotLease]", granted)
+
+    async def change_slots(self, lease_id: str, event: SlotLeaseEvent, *, reason: str = "") -> SlotLease | None:
+        """See the port."""
+        opened = self._open
+        changed = await opened.writer.submit(opened.clusters.change_slots, lease_id, event, reason, rows=2)
+        return cast("SlotLease | None", changed)
+
+    async def slot_leases(self, *, cluster_id: str | None = None, ended: bool = False) -> list[SlotLease]:
+        """See the port."""
+        opened = self._open
+        call = partial(opened.reads.slot_leases, ended=ended)
+        return cast("list[SlotLease]", await opened.reader.submit(call, cluster_id))
+
+    async def purge_clusters(self, *, ended_before_us: int, limit: int = 100) -> int:
+        """See the port."""
+        opened = self._open
+        purged = await opened.writer.submit(opened.clusters.purge, ended_before_us, limit, rows=MAX_ROWS, long=True)
+        return cast("int", purged)
 
     # ------------------------------------------------------------------ reads
 

@@ -223,6 +223,12 @@ class Writes:
                                           rows.event_text(draft.data)))
             self._next_event += 1
 
+    def next_event_id(self) -> int:
+        """Return an id for an event that is written in this transaction."""
+        event_id = self._next_event
+        self._next_event = event_id + 1
+        return event_id
+
     def _idempotent(self, new: NewRun, key: str) -> JobRecord | None:
         row = self._execute(_SQL["idempotent_request"], (new.tenant, new.user, key)).fetchone()
         if row is None:

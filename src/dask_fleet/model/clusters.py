@@ -115,6 +115,37 @@ SLOT_LEASE_TRANSITIONS: dict[tuple[SlotLeaseState, SlotLeaseEvent], SlotLeaseSta
 }
 
 
+class ClusterEventKind(StrEnum):
+    """What an event of a cluster's story says, in the past tense."""
+
+    CREATED = "created"
+    OPENING = "opening"
+    OPENED = "opened"
+    SCHEDULER_LOST = "scheduler_lost"
+    SCALED = "scaled"
+    ADOPTED = "adopted"
+    """A spare was handed out as a user's cluster."""
+    CLOSING = "closing"
+    CLOSED = "closed"
+    FAILED = "failed"
+    SLOTS_GRANTED = "slots_granted"
+    SLOTS_JOINED = "slots_joined"
+    SLOTS_LEAVING = "slots_leaving"
+    SLOTS_RELEASED = "slots_released"
+    SLOTS_LAPSED = "slots_lapsed"
+
+
+class ClusterEventRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of a cluster's story."""
+
+    event_id: int
+    """Ascending over the whole ledger."""
+    epoch: int
+    kind: ClusterEventKind
+    at_us: int
+    data: dict[str, object] = {}
+
+
 class ClusterKind(StrEnum):
     """For whom a cluster is."""
 

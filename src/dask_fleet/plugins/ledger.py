@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from dask_fleet.model.clusters import (
     ClusterChange,
+    ClusterEventRecord,
     ClusterRecord,
     ClusterSpec,
     NewCluster,
@@ -30,6 +31,10 @@ from dask_fleet.model.leases import AgentLease, LeaseEvent
 
 MAX_ACCEPT_MANY = 500
 """Requests in one transaction: a larger one would hold up others for longer than anybody should notice."""
+
+
+MAX_CLUSTER_EVENTS = 10_000
+"""Lines of one cluster's story that are told: the first ones."""
 
 
 def check_many(news: Sequence[NewRun]) -> None:
@@ -189,6 +194,7 @@ class Ledger(ABC):
 
     # ------------------------------------------------------------------ clusters
 
+    @abstractmethod
     async def create_cluster(self, new: NewCluster) -> ClusterRecord:
         """Record a cluster (``pending``), with its event.
 
@@ -197,20 +203,21 @@ class Ledger(ABC):
         Conflict
             If a living cluster of the tenant has the name.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     async def change_cluster(self, change: ClusterChange) -> ClusterRecord | None:
         """Let an event happen to a cluster, with its event row, through ``CLUSTER_TRANSITIONS``.
 
-        Guards: `change.epoch` is the cluster's present one. Returns the new record, or ``None`` if the fence or the table
-        refused. ``OPEN`` counts the epoch up; every event that ends a scheduler clears agent, address and authority.
+        Guards: `change.epoch` is the cluster's present one, and at ``CLOSED`` no lease of it holds slots. Returns the new
+        record, or ``None`` if a guard, the fence or the table refused. ``OPEN`` counts the epoch up; every event that ends a
+        scheduler clears agent, address and authority.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     async def scale_cluster(self, cluster_id: str, n_workers: int) -> ClusterRecord | None:
         """Change the target of a living cluster; ``None`` if there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def adopt_spare(self, cluster_id: str, *, name: str, user: str, spec: ClusterSpec) -> ClusterRecord | None:
         """Hand a running spare out as a user's cluster; ``None`` if it is no running spare any more.
 
@@ -219,34 +226,38 @@ class Ledger(ABC):
         Conflict
             If a living cluster of the tenant has the name.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     async def get_cluster(self, cluster_id: str) -> ClusterRecord | None:
         """Return a cluster, living or ended."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def clusters(self, *, tenant: str | None = None, living: bool = True, limit: int = 1000) -> list[ClusterRecord]:
         """Return clusters, newest first: living ones, or also those that ended."""
-        raise NotImplementedError
 
-    async def cluster_events(self, cluster_id: str) -> list[EventRecord]:
-        """Return the story of a cluster, oldest first (``run`` is 0, ``attempt`` the epoch)."""
-        raise NotImplementedError
+    @abstractmethod
+    async def cluster_events(self, cluster_id: str) -> list[ClusterEventRecord]:
+        """Return the story of a cluster, oldest first, with that of its slot leases; at most `MAX_CLUSTER_EVENTS`."""
 
+    @abstractmethod
     async def grant_slots(self, leases: Sequence[SlotLease]) -> list[SlotLease]:
         """Record slot leases, all or none.
 
-        Guards: each cluster lives, is starting or running, and has the lease's epoch. Returns them, or ``[]`` if refused.
+        Guards: each cluster lives, is starting or running, and has the lease's epoch; no lease has the id, and none of the
+        cluster the worker's name. Returns them, or ``[]`` if refused.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     async def change_slots(self, lease_id: str, event: SlotLeaseEvent, *, reason: str = "") -> SlotLease | None:
         """Let an event happen to a slot lease through ``SLOT_LEASE_TRANSITIONS``; ``None`` if the table refused."""
-        raise NotImplementedError
 
-    async def slot_leases(self, *, cluster_id: str | None = None) -> list[SlotLease]:
-        """Return the slot leases that hold slots."""
-        raise NotImplementedError
+    @abstractmethod
+    async def slot_leases(self, *, cluster_id: str | None = None, ended: bool = False) -> list[SlotLease]:
+        """Return the slot leases that hold slots, or also those that ended, oldest first."""
+
+    @abstractmethod
+    async def purge_clusters(self, *, ended_before_us: int, limit: int = 100) -> int:
+        """Delete at most `limit` clusters that ended before then and hold no slots, with their events and leases."""
 
     # ------------------------------------------------------------------ reads
 

@@ -349,9 +349,14 @@ def test_conditions_are_looked_up_in_indexes_without_reading_rows(tmp_path: Path
 SHAPE = {
     "meta", "jobs", "large_params", "past_runs", "attempts", "events", "results", "doomed_locations", "tags", "idempotency",
     "clock_steps", "tokens", "jobs_by_id", "jobs_by_state", "jobs_by_endpoint", "jobs_by_user", "jobs_purgeable",
-    "results_by_expiry", "idempotency_by_time", "agent_leases", "results_by_location",
+    "results_by_expiry", "idempotency_by_time", "agent_leases", "results_by_location", "clusters", "clusters_living",
+    "clusters_by_tenant", "clusters_ended", "slot_leases", "slot_leases_held", "cluster_events",
 }
 NEW_IN_2 = {"agent_leases", "results_by_location"}
+NEW_IN_3 = {
+    "clusters", "clusters_living", "clusters_by_tenant", "clusters_ended", "slot_leases", "slot_leases_held",
+    "cluster_events",
+}
 
 
 def shape(connection: Any) -> set[str]:
@@ -373,7 +378,7 @@ def test_a_migration_ended_at_any_statement_is_as_if_not_begun(tmp_path: Path) -
     path = tmp_path / "ledger.db"
     stop_at = 0
     seen_between: dict[int, int] = {}
-    states = {0: set(), 1: SHAPE - NEW_IN_2, 2: SHAPE}
+    states = {0: set(), 1: SHAPE - NEW_IN_2 - NEW_IN_3, 2: SHAPE - NEW_IN_3, 3: SHAPE}
     while True:
         connection = connections.open_writer(path, synchronous="OFF")
         seen = 0
@@ -390,7 +395,7 @@ def test_a_migration_ended_at_any_statement_is_as_if_not_begun(tmp_path: Path) -
             connection.exec_trace = None
             schema, _ = migrations._standing(connection)
             assert shape(connection) == states[schema]
-            assert ("suspect" in columns(connection, "jobs")) == (schema == 2)
+            assert ("suspect" in columns(connection, "jobs")) == (schema >= 2)
             seen_between[schema] = seen_between.get(schema, 0) + 1
             stop_at += 1
             connection.close()
@@ -399,8 +404,9 @@ def test_a_migration_ended_at_any_statement_is_as_if_not_begun(tmp_path: Path) -
                     file.unlink()
         else:
             break
-    assert seen_between[0] > len(SHAPE)
+    assert seen_between[0] > len(SHAPE - NEW_IN_2 - NEW_IN_3)
     assert seen_between[1] >= 9  # each of its statements
+    assert seen_between[2] >= len(NEW_IN_3)
     connection.exec_trace = None
     assert shape(connection) == SHAPE
     connection.close()
@@ -420,8 +426,8 @@ def test_a_ledger_of_a_newer_version_is_refused_untouched(tmp_path: Path) -> Non
         on(path, None)  # type: ignore[arg-type]
 
 
-ADDITIVE = migrations.Migration(3, "more", "ALTER TABLE jobs ADD COLUMN more INTEGER NOT NULL DEFAULT 0", 1)
-INCOMPATIBLE = migrations.Migration(3, "other", "ALTER TABLE jobs RENAME COLUMN agent TO holder")
+ADDITIVE = migrations.Migration(4, "more", "ALTER TABLE jobs ADD COLUMN more INTEGER NOT NULL DEFAULT 0", 1)
+INCOMPATIBLE = migrations.Migration(4, "other", "ALTER TABLE jobs RENAME COLUMN agent TO holder")
 
 
 def migrated(path: Path, *more: migrations.Migration) -> None:
@@ -458,8 +464,8 @@ def test_an_upgrade_that_only_added_can_be_taken_back(tmp_path: Path) -> None:
 
 def test_an_upgrade_that_changed_what_was_there_cannot_be_taken_back(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
-    migrated(path, INCOMPATIBLE, migrations.Migration(4, "more", "CREATE TABLE more (a INTEGER) STRICT", 1))
-    with pytest.raises(LedgerTooNew, match="knows schema 3; this one knows 2"):
+    migrated(path, INCOMPATIBLE, migrations.Migration(5, "more", "CREATE TABLE more (a INTEGER) STRICT", 1))
+    with pytest.raises(LedgerTooNew, match="knows schema 4; this one knows 3"):
         on(path, None)  # type: ignore[arg-type]
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from dask_fleet.controller.agents import AgentHandle
 from dask_fleet.controller.clusters.view import ClusterView
-from dask_fleet.model.clusters import ClusterRecord, NewCluster
-from dask_fleet.model.jobs import EventRecord
+from dask_fleet.model.clusters import ClusterEventRecord, ClusterRecord, NewCluster
 from dask_fleet.protocol.cluster_frames import NeedCluster
 
 
@@ -100,7 +99,7 @@ class Clusters:
         """Return the tenant's clusters, newest first: living ones, or also those that ended."""
         raise NotImplementedError
 
-    async def events(self, record: ClusterRecord) -> Sequence[EventRecord]:
+    async def events(self, record: ClusterRecord) -> Sequence[ClusterEventRecord]:
         """Return the story of a cluster, oldest first."""
         raise NotImplementedError
 

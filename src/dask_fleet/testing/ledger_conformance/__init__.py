@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dask_fleet.testing.ledger_conformance.attempts import AttemptScenarios
 from dask_fleet.testing.ledger_conformance.batches import BatchScenarios
+from dask_fleet.testing.ledger_conformance.clusters import ClusterScenarios
 from dask_fleet.testing.ledger_conformance.guilt import GuiltScenarios
 from dask_fleet.testing.ledger_conformance.leases import LeaseScenarios
 from dask_fleet.testing.ledger_conformance.reading import ReadingScenarios
@@ -31,6 +32,7 @@ class LedgerConformance(
     AttemptScenarios,
     GuiltScenarios,
     LeaseScenarios,
+    ClusterScenarios,
     ReadingScenarios,
     RetentionScenarios,
 ):
