@@ -14,15 +14,16 @@ from typing import Any
 
 from dask_fleet.agent.address import refuse_clear_text
 from dask_fleet.agent.home import ensure_home
+from dask_fleet.agent.launcher import Launcher
 from dask_fleet.agent.link import Ending, Link
 from dask_fleet.agent.lock import AgentLock
 from dask_fleet.agent.log_shipping import LogShipper, leftovers
 from dask_fleet.agent.options import AgentOptions, parse_arguments
+from dask_fleet.agent.orphans import become_subreaper
 from dask_fleet.agent.outbox import Outbox
 from dask_fleet.agent.supervisor import Supervisor
 from dask_fleet.agent.uploads import Uploads
 from dask_fleet.agent.worker_process import SECRETS
-from dask_fleet.agent.workers import Launcher
 from dask_fleet.config.memory import memory_limit_bytes
 from dask_fleet.model.errors import SetupError
 from dask_fleet.model.ids import random_id
@@ -72,7 +73,11 @@ class Agent:
             left = leftovers(options.logs)
             self._shipper = LogShipper(options.logs, send=self._report, left=left, moved=self._has_moved)
         self._launcher = Launcher(
-            name=options.name, nthreads=options.nthreads, spool=options.spool, logs=options.logs
+            name=options.name,
+            nthreads=options.nthreads,
+            data_dir=options.data_dir,
+            spool=options.spool,
+            logs=options.logs,
         )
         self._memory_limit = memory_limit_bytes(options.memory_limit, options.nworkers)
         self._supervisor = Supervisor(
@@ -84,6 +89,7 @@ class Agent:
             report=self._report,
             deliver=self._deliver,
             discard=outbox.discard_spool,
+            discard_left=outbox.discard_spool_of,
         )
         self._link = Link(
             options,
@@ -107,6 +113,7 @@ class Agent:
         shipping = None if self._shipper is None else asyncio.create_task(self._shipper.run(), name="log-shipping")
         parts: list[asyncio.Future[Any]] = [link, self._told_to_end]
         try:
+            self._launcher.end_predecessors_orphans()
             self._supervisor.begin()
             await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             if link.done():
@@ -264,6 +271,10 @@ def run(options: AgentOptions) -> int:
         return exc.exit_code
     for name in SECRETS:
         os.environ.pop(name, None)  # nothing this process starts shall inherit a token
+    try:
+        become_subreaper()
+    except OSError as exc:
+        log.warning("what a killed forkserver leaves cannot be found: %s", exc, extra={"action": "no_subreaper"})
     for folder in (options.data_dir, options.spool, options.logs):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = AgentLock(options.data_dir)

@@ -145,6 +145,19 @@ class Outbox:
             path = self._spool / outcome.spool
             self._do(lambda: path.unlink(missing_ok=True))
 
+    def discard_spool_of(self, token: str) -> None:
+        """Remove the spool files of a worker process that has ended, but for those that wait to be fetched: one that is
+        killed while it writes tells of no file.
+        """
+        wanted = {outcome.spool for outcome in self._waiting.values()}
+
+        def clear() -> None:
+            for path in self._spool.glob(f"{token}*"):
+                if path.name not in wanted:
+                    path.unlink(missing_ok=True)
+
+        self._do(clear)
+
     def close(self) -> None:
         """Bring all that waits to disk; blocks until it is there."""
         self.disconnected()

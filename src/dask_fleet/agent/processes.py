@@ -12,8 +12,9 @@ from itertools import chain
 
 from dask_fleet.agent.attempts import common_versions
 from dask_fleet.agent.deaths import Death
+from dask_fleet.agent.launcher import Launcher
 from dask_fleet.agent.watch import Watch
-from dask_fleet.agent.workers import Launcher, WorkerProcess
+from dask_fleet.agent.workers import WorkerProcess
 from dask_fleet.protocol.frames import Loaded, LogGrown, Outcome, Progress, Ready, Stop, Welcome
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,8 @@ _RELAUNCH_S = (0.2, 30.0)
 """First and longest wait after a worker process died before it had loaded: nothing forks in a hot loop."""
 _STOP_S = 5.0
 """How long an idle worker process may take to stop before it is killed."""
+_SWEEP_S = (0.01, 5.0)
+"""First and longest wait between two looks for orphans."""
 _ALONE_IDLE_S = 30.0
 """How long a process for a suspect is kept when the suspect it was started for has gone elsewhere."""
 
@@ -65,7 +68,9 @@ class Processes:
         self._on_change = on_change
         self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
-        self._watch = Watch(self.all, limit_bytes=memory_limit_bytes)
+        self._watch = Watch(self.all, lambda: launcher.forkserver_pid, limit_bytes=memory_limit_bytes)
+        self._sweep: asyncio.Task[None] | None = None
+        self._swept_enough = True
         self._launching: set[asyncio.Task[None]] = set()
         self._launching_alone = 0
         self._failed_launches = 0
@@ -99,9 +104,10 @@ class Processes:
     async def close(self) -> None:
         """Kill all processes and wait until they have ended. Twice is harmless."""
         self._closing = True
-        for task in list(self._launching):
+        tasks = [*self._launching, *([self._sweep] if self._sweep else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._launching, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for worker in self.all():
             worker.kill()
         if self.shared or self.alone:
@@ -232,6 +238,7 @@ class Processes:
 
     def _exited(self, worker: WorkerProcess, code: int | None) -> None:
         (self.alone if worker.alone else self.shared).remove(worker)
+        self._launcher.ended(worker)
         death = worker.death or self._watch.of_exit(worker, code)
         expected = self._closing or (worker.retiring and worker.death is None and not worker.attempts)
         if not expected and worker.death is None:  # else whoever killed it has said so
@@ -248,9 +255,30 @@ class Processes:
         if not worker.alone:
             self._launch(delay_s)  # before anything else: the sooner there is another, the better
         self._on_exit(worker, death)
+        self._end_orphans()
         if not self.shared and not self.alone:
             self._gone.set()
         self._tell_ready()
+
+    def _end_orphans(self) -> None:
+        """Look for what an ended process has left, now and until nothing is found."""
+        self._swept_enough = False
+        if not self._closing and (self._sweep is None or self._sweep.done()):
+            self._sweep = self._loop.create_task(self._end_all_orphans(), name="end-orphans")
+
+    async def _end_all_orphans(self) -> None:
+        wait_s, longest = _SWEEP_S
+        while not self._swept_enough:
+            self._swept_enough = True
+            try:
+                found = await self._launcher.end_orphans()
+            except Exception:
+                log.exception("orphans not ended", extra={"action": "sweep_failed"})
+                return
+            if found:  # the dying take a moment, and then their children turn up
+                self._swept_enough = wait_s > longest  # the last one cannot be killed; the next exit tries again
+                await asyncio.sleep(wait_s)
+                wait_s *= 2
 
     def _backoff_s(self) -> float:
         first, longest = _RELAUNCH_S

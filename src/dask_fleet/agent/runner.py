@@ -54,11 +54,13 @@ class _Running:
 class Runner:
     """All attempts of one worker process. `send` must be callable from any thread."""
 
-    def __init__(self, *, send: Send, pool: PlacePool, spool: Path, recorder: Recorder, worker: str) -> None:
+    def __init__(self, *, send: Send, pool: PlacePool, spool: Path, spool_token: str, recorder: Recorder,
+                 worker: str) -> None:  # fmt: skip
         self._send = send
         self._recorder = recorder
         self._pool = pool
         self._spool = spool
+        self._spool_token = spool_token
         self._worker = worker
         self._loop = EventLoopThread()
         self._dask = DaskRuntime(pool)
@@ -220,7 +222,7 @@ class Runner:
 
     def _write_spool(self, data: bytes | memoryview) -> str:
         """Write the bytes durably under a fresh name and return it; what cannot be completed is removed."""
-        name = secrets.token_hex(16)
+        name = self._spool_token + secrets.token_hex(12)
         path = self._spool / name
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dask_fleet.agent import deaths
 from dask_fleet.agent.attempts import Attempt, AttemptKey, choose_host, due, ended, verdict
 from dask_fleet.agent.deaths import Death
+from dask_fleet.agent.launcher import Launcher
 from dask_fleet.agent.processes import Processes
-from dask_fleet.agent.workers import Launcher, WorkerProcess
+from dask_fleet.agent.workers import WorkerProcess
 from dask_fleet.model.failure import Cause, Failure
 from dask_fleet.model.states import AttemptState
 from dask_fleet.protocol.frames import (
@@ -49,6 +50,8 @@ class Supervisor:
         Gets each attempt's one outcome; must not lose it.
     discard
         Gets an outcome whose result will not be used.
+    discard_left
+        Gets the token of a process that has ended, after its outcomes: files it has left that belong to none are of no use.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Supervisor:
         report: Callable[[Ready | Progress | LogGrown], None],
         deliver: Callable[[Outcome], None],
         discard: Callable[[Outcome], None],
+        discard_left: Callable[[str], None],
         memory_limit_bytes: int = 0,
     ) -> None:
         self._slots = nworkers * nthreads
@@ -68,6 +72,7 @@ class Supervisor:
         self._report = report
         self._deliver = deliver
         self._discard = discard
+        self._discard_left = discard_left
         self._loop = asyncio.get_running_loop()
         self._processes = Processes(
             launcher=launcher,
@@ -334,7 +339,13 @@ class Supervisor:
         now_us, company = _now_us(), worker.load
         for attempt in list(worker.attempts.values()):
             self._forget(attempt)
-            self._deliver(deaths.verdict_on_death(attempt, worker.name, death, now_us, company=company))
+            words = ""
+            if company == 1 and death.cause is Cause.WORKER_DIED and not death.ordered:  # in company they may be another's
+                words = worker.words.since(attempt.deadline - attempt.start.timeout_s)
+            self._deliver(
+                deaths.verdict_on_death(attempt, worker.name, death, now_us, company=company, last_words=words)
+            )
+        self._discard_left(worker.token)
         if worker.alone and worker.versions is None and self._processes.load_deaths:
             self._give_back_suspects()  # none comes to be alone in: the server shall know that nothing runs here
         self._place_suspects()

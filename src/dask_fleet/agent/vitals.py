@@ -47,7 +47,7 @@ class Vitals:
     """
 
     def __init__(self, pid: int) -> None:
-        self._pid = pid
+        self.pid = pid
         self.peak_bytes = 0
         """The most memory (resident set) seen."""
         self.last: Sample | None = None
@@ -79,7 +79,7 @@ class Vitals:
     def ask_peak(self) -> int:
         """Return the most memory it ever had, also between two looks, as the kernel remembers it."""
         with contextlib.suppress(OSError, ValueError, IndexError):
-            for line in Path(f"/proc/{self._pid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
+            for line in Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
                 if line.startswith("VmHWM:"):
                     self.peak_bytes = max(self.peak_bytes, int(line.split()[1]) * 1024)
         return self.peak_bytes

@@ -7,12 +7,15 @@ only its time-out ends it. So nothing here asks the process itself; the kernel k
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dask_fleet.agent import deaths
-from dask_fleet.agent.vitals import KILL_AT, LOOK_AGAIN_S, next_look_s
+from dask_fleet.agent.vitals import KILL_AT, LOOK_AGAIN_S, Vitals, next_look_s
 from dask_fleet.agent.workers import WorkerProcess
 from dask_fleet.config.memory import memory_cgroups, oom_kills
 
@@ -29,12 +32,22 @@ class Watch:
     ----------
     processes
         Returns those to look at.
+    forkserver_pid
+        Returns the forkserver: one that is stopped forks nothing and tells of no death, so it is killed, with its children.
     limit_bytes
         Memory each may have; 0 for no limit.
     """
 
-    def __init__(self, processes: Callable[[], Iterable[WorkerProcess]], *, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        processes: Callable[[], Iterable[WorkerProcess]],
+        forkserver_pid: Callable[[], int | None],
+        *,
+        limit_bytes: int,
+    ) -> None:
         self._processes = processes
+        self._forkserver_pid = forkserver_pid
+        self._forkserver: Vitals | None = None
         self._limit_bytes = limit_bytes
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.Handle | None = None
@@ -56,6 +69,8 @@ class Watch:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._forkserver is not None:
+            self._forkserver.close()
 
     def of_exit(self, worker: WorkerProcess, code: int | None) -> deaths.Death:
         """Return what the death of a process that nobody here has killed is called."""
@@ -80,6 +95,7 @@ class Watch:
         self._looks += 1
         if self._looks % _COUNT_EVERY == 0 and self._cgroups:
             self._count_oom_kills()
+        self._look_at_forkserver(now)
         wait_s = min((self._look_at(worker, now) for worker in self._processes()), default=0.5)
         self._timer = self._loop.call_later(wait_s, self._look)
 
@@ -100,6 +116,20 @@ class Watch:
             else:
                 wait_s = min(wait_s, LOOK_AGAIN_S)
         return wait_s
+
+    def _look_at_forkserver(self, now: float) -> None:
+        pid = self._forkserver_pid()
+        if self._forkserver is None or self._forkserver.pid != pid:
+            if self._forkserver is not None:
+                self._forkserver.close()
+            self._forkserver = Vitals(pid) if pid is not None else None
+        vitals = self._forkserver
+        if vitals is None or vitals.look(now) is None or vitals.stopped_since is None:
+            return
+        if now - vitals.stopped_since >= LOOK_AGAIN_S:
+            log.warning("the forkserver was stopped and is killed", extra={"action": "forkserver_killed", "pid": pid})
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(vitals.pid, signal.SIGKILL)  # a child of this process that it has not taken away yet: no other's pid
 
     def _kill(self, worker: WorkerProcess, death: deaths.Death, **more: int) -> None:
         if worker.death is None:

@@ -5,16 +5,19 @@ Its main thread only reads frames; attempts run on the threads of the pool, whic
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
 import socket
 import threading
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from dask_fleet.agent import parentage
+from dask_fleet.agent.orphans import MARK
 from dask_fleet.protocol.frames import (
     Cancel,
     Frame,
@@ -43,11 +46,18 @@ class WorkerOptions:
     spool: Path
     logs: Path
     """Folder of what attempts write."""
+    token: str
+    """What the names of its spool files begin with, so that those it leaves half-written are found."""
+    folder: str
+    """What stands for the agent's data folder in `orphans.MARK`."""
 
 
-def main(channel: socket.socket, options: WorkerOptions) -> None:
-    """Serve the agent at the other end of `channel` until it says stop or is gone. Does not return."""
-    _settle()
+def main(channel: socket.socket, words: Connection, options: WorkerOptions) -> None:
+    """Serve the agent at the other end of `channel` until it says stop or is gone. Does not return.
+
+    `words` becomes standard error, where the agent hears what the process says at its end.
+    """
+    _settle(words, options.folder)
     try:
         _serve(channel, options)
     except (ConnectionError, EOFError):
@@ -58,7 +68,7 @@ def main(channel: socket.socket, options: WorkerOptions) -> None:
     os._exit(0)  # not sys.exit: threads of user code and its atexit handlers must not hold the place
 
 
-def _settle() -> None:
+def _settle(words: Connection, folder: str) -> None:
     """Tie the process to its parent and cut it off from what it inherited."""
     from dask_fleet.agent import preload
 
@@ -70,8 +80,12 @@ def _settle() -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
+    os.dup2(words.fileno(), 2)
+    words.close()
+    faulthandler.enable(file=2)  # the number: sys.stderr is to be another
     for name in SECRETS:
         os.environ.pop(name, None)
+    os.environ[MARK] = f"{folder}:{os.getpid()}"
     _let_the_forkserver_end()
     from dask_fleet.observability import logs
 
@@ -114,6 +128,7 @@ def _serve(channel: socket.socket, options: WorkerOptions) -> None:
         send=send,
         pool=PlacePool(options.nthreads),
         spool=options.spool,
+        spool_token=options.token,
         recorder=recorder,
         worker=f"{options.name}-{os.getpid()}",
     )

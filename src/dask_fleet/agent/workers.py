@@ -1,4 +1,4 @@
-"""Worker processes, seen from the agent: forked by the forkserver, spoken to over a socket pair."""
+"""Worker processes, seen from the agent: spoken to over a socket pair."""
 
 from __future__ import annotations
 
@@ -6,21 +6,16 @@ import asyncio
 import contextlib
 import fcntl
 import logging
-import multiprocessing
 import os
 import signal
 import socket
-import sys
 import termios
-import types
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.context import ForkServerProcess
-from pathlib import Path
 
-from dask_fleet.agent import worker_process
 from dask_fleet.agent.attempts import Attempt, AttemptKey
 from dask_fleet.agent.deaths import Death
+from dask_fleet.agent.last_words import LastWords
 from dask_fleet.agent.vitals import Vitals
 from dask_fleet.protocol.frames import (
     Frame,
@@ -46,7 +41,15 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, process: ForkServerProcess, channel: socket.socket, *, name: str, nthreads: int, alone: bool
+        self,
+        process: ForkServerProcess,
+        channel: socket.socket,
+        words: LastWords,
+        *,
+        name: str,
+        token: str,
+        nthreads: int,
+        alone: bool,
     ) -> None:
         self.name = name
         self.nthreads = nthreads
@@ -64,6 +67,9 @@ class WorkerProcess:
         self.death: Death | None = None
         """Why the agent killed it, if it did; told to the attempts that were in it."""
         self.vitals = Vitals(self.pid)
+        self.words = words
+        self.token = token
+        """What the names of its spool files begin with."""
         self._process = process
         self._channel = channel
         self._received = bytearray()
@@ -81,6 +87,7 @@ class WorkerProcess:
         """Begin to listen."""
         self._on_frame, self._on_exit = on_frame, on_exit
         self._loop.add_reader(self._channel.fileno(), self._readable)
+        self._loop.add_reader(self.words.fileno(), self._listen)
         # The pipe from the forkserver, not the end of the socket pair, says that it has ended: what the user's code has
         # forked may hold the socket open.
         self._loop.add_reader(self._process.sentinel, self._exited)
@@ -171,6 +178,10 @@ class WorkerProcess:
             return
         self._take(data)
 
+    def _listen(self) -> None:
+        if not self.words.listen(self._loop.time()):
+            self._loop.remove_reader(self.words.fileno())
+
     def _take(self, data: bytes) -> None:
         buffer: bytes | bytearray = data
         if self._received:
@@ -195,6 +206,8 @@ class WorkerProcess:
         """The forkserver tells its exit code, or is dead itself, and then so is the worker."""
         self._loop.remove_reader(self._process.sentinel)
         self._drain()
+        self._loop.remove_reader(self.words.fileno())
+        self.words.drain(self._loop.time())
         code = _exit_code(self._process)
         self.vitals.close()
         self._ended = True
@@ -229,60 +242,3 @@ def _exit_code(process: ForkServerProcess) -> int | None:
     fcntl.ioctl(process.sentinel, termios.FIONREAD, told)
     code = process.exitcode
     return code if any(told) else None
-
-
-class Launcher:
-    """Forks worker processes. Its one thread owns the forkserver, because forking waits until that is loaded."""
-
-    def __init__(self, *, name: str, nthreads: int, spool: Path, logs: Path) -> None:
-        self._name = name
-        self._nthreads = nthreads
-        self._spool = spool
-        self._logs = logs
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["dask_fleet.agent.preload"])
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="launcher")
-
-    async def launch(self, *, alone: bool = False) -> WorkerProcess:
-        """Fork a worker process; a dead forkserver is started again.
-
-        Raises
-        ------
-        OSError, EOFError
-            If the forkserver died meanwhile or the host has no process left to give.
-        """
-        loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        try:
-            ours.setblocking(False)  # noqa: FBT003
-            process = await loop.run_in_executor(self._thread, self._fork, theirs)
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        return WorkerProcess(process, ours, name=f"{self._name}-{process.pid}", nthreads=self._nthreads, alone=alone)
-
-    def close(self) -> None:
-        """End the forkserver; all workers must have ended."""
-        from multiprocessing import forkserver
-
-        def stop() -> None:
-            forkserver._forkserver._stop()  # type: ignore[attr-defined]  # noqa: SLF001
-
-        self._thread.submit(stop)
-        self._thread.shutdown(wait=True)
-
-    def _fork(self, channel: socket.socket) -> ForkServerProcess:
-        options = worker_process.WorkerOptions(
-            name=self._name, nthreads=self._nthreads, spool=self._spool, logs=self._logs
-        )
-        process = self._context.Process(target=worker_process.main, args=(channel, options), name="worker")
-        # A child imports the main module of its parent, to find what it defines; ours defines nothing a worker needs.
-        main = sys.modules["__main__"]
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        try:
-            process.start()
-        finally:
-            sys.modules["__main__"] = main
-        return process

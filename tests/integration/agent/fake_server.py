@@ -232,9 +232,12 @@ class AgentProcess:
         return found
 
     def workers(self) -> list[psutil.Process]:
-        """The worker processes: children of the forkserver."""
+        """The worker processes: children of the forkserver that are not adopted from elsewhere."""
         forkserver = self.forkserver()
-        return forkserver.children() if forkserver is not None else []
+        if forkserver is None:
+            return []
+        own = {process.pid for process in self.members()}
+        return [process for process in forkserver.children() if process.pid in own]
 
     def forkserver(self) -> psutil.Process | None:
         for process in psutil.Process(self.popen.pid).children():
@@ -271,11 +274,11 @@ async def fleet(data_dir: Path, **options: Any) -> AsyncIterator[tuple[FakeServe
         await server.close()
 
 
-def run(main: Callable[[], Awaitable[None]]) -> None:
+def run(main: Callable[[], Awaitable[None]], *, patience_s: float = 2 * PATIENCE_S) -> None:
     """Run an async test."""
 
     async def whole() -> None:
-        async with asyncio.timeout(2 * PATIENCE_S):
+        async with asyncio.timeout(patience_s):
             await main()
 
     asyncio.run(whole())

@@ -152,6 +152,53 @@ def spawns(path: str) -> None:
 
 
 @service.endpoint()
+def scatters(path: str, end: bool = False) -> None:
+    """Start processes that hide: in sessions of their own, forked twice, without the environment they had."""
+    children = [
+        subprocess.Popen(["sleep", "1000"], start_new_session=True),
+        subprocess.Popen(["env", "-i", "sleep", "1000"], start_new_session=True),
+    ]
+    pids = [child.pid for child in children]
+    twice = subprocess.run(["sh", "-c", "setsid sleep 1000 > /dev/null 2>&1 & echo $!"], capture_output=True, check=True)
+    pids.append(int(twice.stdout))
+    ours, theirs = os.pipe()
+    if (child := os.fork()) == 0:
+        os.setsid()
+        if (grandchild := os.fork()) == 0:
+            while True:
+                time.sleep(1000)
+        os.write(theirs, str(grandchild).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    pids.append(int(os.read(ours, 20)))
+    Path(path + ".draft").write_text(" ".join(str(pid) for pid in pids))
+    Path(path + ".draft").replace(path)
+    while not end:
+        time.sleep(0.01)
+
+
+@service.endpoint()
+def spools(path: str) -> bytes:
+    """Die while a large result is being written."""
+    folder = Path(path)
+
+    def die() -> None:
+        while not any(file.stat().st_size for file in folder.iterdir()):
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=die, daemon=True).start()
+    return b"x" * (64 << 20)
+
+
+@service.endpoint()
+def aborts() -> None:
+    """As C code does: say something, and abort."""
+    os.write(2, b"free(): the last words\n")
+    os.abort()
+
+
+@service.endpoint()
 def reports() -> str:
     progress(1, 2, "half")
     progress(2, 2, "whole")

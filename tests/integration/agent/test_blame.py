@@ -138,6 +138,19 @@ class TestStopped:
 
         calm(limited, scene, slots=4)
 
+    def test_a_stopped_forkserver_is_replaced_with_its_processes(self, tmp_path: Path) -> None:
+        async def scene() -> None:
+            async with fleet(tmp_path / "data", nworkers=1) as (server, agent):
+                start, pid = await started(server, "wait_for", tmp_path / "gate")
+                forkserver = agent.forkserver()
+                assert forkserver is not None
+                os.kill(forkserver.pid, signal.SIGSTOP)
+                lost(await server.outcome(start), Cause.AGENT_LOST, Blame.NONE)
+                await until(lambda: server.ready[-1].slots == 1, what="its successor")
+                assert await server.value("pid") != pid
+
+        run(scene)
+
 
 class TestDeath:
     @pytest.mark.parametrize(("how", "said"), [("os._exit", "exit code 7"), ("segfault", "SIGSEGV"), ("kill", "SIGKILL")])
