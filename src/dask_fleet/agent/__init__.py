@@ -4,8 +4,11 @@
 
     main ── link ── connection        the websocket home, reconnecting
       │       └──── outbox            outcomes until they are acknowledged, on disk while disconnected
-      └── supervisor ── attempts      what is running, when it is due (pure)
-             └───────── workers       one handle a worker process (forkserver, socket pair)
+      └── supervisor ── attempts · deaths    what is running, when it is due, whose fault an end is (pure)
+             └───────── processes     how many there are, what they have loaded
+                   ├─── workers       one handle a worker process (socket pair, last words)
+                   ├─── watch         memory and stops, by /proc
+                   └─── launcher      the forkserver; ends orphans
     ─────────────────────────────── process boundary
     worker_process ── runner ── pool · event_loop · dask_runtime · job_clients
            └───────── capture ── output     what attempts write, into files

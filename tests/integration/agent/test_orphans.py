@@ -32,8 +32,8 @@ def alive(pids: list[int]) -> list[int]:
 async def scatter(server: FakeServer, path: Path, **more: object) -> list[int]:
     """Let a job start processes that hide, and return their pids."""
     await server.start("scatters", path=str(path), timeout_s=600.0, **more)
-    await until(path.exists, what="processes that hide")
-    pids = [int(pid) for pid in path.read_text().split()]
+    text = await until(lambda: path.exists() and path.read_text(), what="processes that hide")
+    pids = [int(pid) for pid in text.split()]
     assert len(alive(pids)) == len(pids) == 4
     assert len({os.getsid(pid) for pid in pids}) == 4
     return pids
@@ -137,7 +137,7 @@ def test_a_result_that_was_being_written_is_removed(tmp_path: Path) -> None:
             announced = await server.call("large", size=1 << 20)
             outcome = await server.call("spools", path=str(spool))
             assert outcome.state is AttemptState.LOST
-            # What is announced stays, acknowledged or not: this server takes nothing over. But then, so must its process end.
+            # What is announced and not acknowledged stays: the server has yet to fetch it.
             await until(lambda: {p.name for p in spool.iterdir()} <= {str(kept.spool), str(announced.spool)})
             assert announced.spool in {p.name for p in spool.iterdir()}
 
