@@ -18,7 +18,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from dask_fleet.agent import worker_process
+from dask_fleet.agent import forked, worker_process
 from dask_fleet.agent.last_words import LastWords
 from dask_fleet.agent.orphans import end_marked, end_orphans, folder_mark
 from dask_fleet.agent.workers import WorkerProcess
@@ -38,10 +38,9 @@ class Launcher:
         self._spool = spool
         self._logs = logs
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["dask_fleet.agent.last_sweep", "dask_fleet.agent.preload"])
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="launcher")
-        self._living: dict[str, int] = {}
-        """Pids of the worker processes by token. Only the launcher's thread adds to it, so no sweep meets a stranger."""
+        self._context.set_forkserver_preload(forked.PRELOAD)
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="launcher")
+        """Whatever else forks from the same forkserver must do it on this thread, see `forked`."""
 
     @property
     def forkserver_pid(self) -> int | None:
@@ -63,7 +62,7 @@ class Launcher:
         hears, speaks = multiprocessing.Pipe(duplex=False)
         try:
             ours.setblocking(False)  # noqa: FBT003
-            process = await loop.run_in_executor(self._thread, self._fork, theirs, speaks, token)
+            process = await loop.run_in_executor(self.thread, self._fork, theirs, speaks, token)
             words = LastWords(os.dup(hears.fileno()))
         except BaseException:
             ours.close()
@@ -74,17 +73,13 @@ class Launcher:
         name = f"{self._name}-{process.pid}"
         return WorkerProcess(process, ours, words, name=name, token=token, nthreads=self._nthreads, alone=alone)
 
-    def ended(self, worker: WorkerProcess) -> None:
-        """Forget a process; what is left of it is found by the next sweep."""
-        self._living.pop(worker.token, None)
-
     async def end_orphans(self) -> int:
         """Kill what ended worker processes have left; return how much there was. Again until there is nothing."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._end_orphans)
+        return await asyncio.get_running_loop().run_in_executor(self.thread, self._end_orphans)
 
     def end_predecessors_orphans(self) -> None:
         """Kill what worker processes of an earlier agent of this folder have left."""
-        self._thread.submit(self._end_marked)
+        self.thread.submit(self._end_marked)
 
     def close(self) -> None:
         """End the forkserver; all workers must have ended. Blocks."""
@@ -95,8 +90,8 @@ class Launcher:
             while self._end_orphans() and time.monotonic() < until:
                 time.sleep(0.005)
 
-        self._thread.submit(stop)
-        self._thread.shutdown(wait=True)
+        self.thread.submit(stop)
+        self.thread.shutdown(wait=True)
 
     # ------------------------------------------------------------------ on the launcher's thread
 
@@ -112,11 +107,11 @@ class Launcher:
             process.start()
         finally:
             sys.modules["__main__"] = main
-        self._living[token] = process.pid or 0
+        forked.remember(process.pid or 0)
         return process
 
     def _end_orphans(self) -> int:
-        living = set(self._living.values())
+        living = forked.living()
         count, server = 0, self.forkserver_pid
         if server is not None:
             count += end_orphans(server, known=living, spared=living)

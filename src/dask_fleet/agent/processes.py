@@ -238,7 +238,6 @@ class Processes:
 
     def _exited(self, worker: WorkerProcess, code: int | None) -> None:
         (self.alone if worker.alone else self.shared).remove(worker)
-        self._launcher.ended(worker)
         death = worker.death or self._watch.of_exit(worker, code)
         expected = self._closing or (worker.retiring and worker.death is None and not worker.attempts)
         if not expected and worker.death is None:  # else whoever killed it has said so

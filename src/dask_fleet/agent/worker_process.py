@@ -68,7 +68,7 @@ def main(channel: socket.socket, words: Connection, options: WorkerOptions) -> N
     os._exit(0)  # not sys.exit: threads of user code and its atexit handlers must not hold the place
 
 
-def _settle(words: Connection, folder: str) -> None:
+def _settle(words: Connection | None = None, folder: str = "") -> None:
     """Tie the process to its parent and cut it off from what it inherited."""
     from dask_fleet.agent import preload
 
@@ -80,8 +80,9 @@ def _settle(words: Connection, folder: str) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    os.dup2(words.fileno(), 2)
-    words.close()
+    if words is not None:
+        os.dup2(words.fileno(), 2)
+        words.close()
     faulthandler.enable(file=2)  # the number: sys.stderr is to be another
     for name in SECRETS:
         os.environ.pop(name, None)

@@ -13,6 +13,7 @@ import termios
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 
+from dask_fleet.agent import forked
 from dask_fleet.agent.attempts import Attempt, AttemptKey
 from dask_fleet.agent.deaths import Death
 from dask_fleet.agent.last_words import LastWords
@@ -218,6 +219,7 @@ class WorkerProcess:
             os.killpg(self.pid, signal.SIGKILL)  # what the user's code has started must not outlive it
         self._process.join(0)
         self._process.close()
+        forked.forget(self.pid)
         if self._on_exit is not None:
             self._on_exit(self, code)
 

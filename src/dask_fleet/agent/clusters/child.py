@@ -17,6 +17,7 @@ from concurrent.futures import Executor
 from multiprocessing.context import ForkServerProcess
 from typing import Any, Generic, TypeVar
 
+from dask_fleet.agent import forked
 from dask_fleet.agent.deaths import describe_exit
 from dask_fleet.protocol.frames import Frame, encode_prefixed
 
@@ -139,6 +140,7 @@ class ChildProcess(Generic[F]):
             os.killpg(self.pid, signal.SIGKILL)  # what it has started must not outlive it
         self._process.join(0)
         self._process.close()
+        forked.forget(self.pid)
         self._on_exit(how)
 
 
@@ -155,7 +157,7 @@ class Forker:
     def __init__(self, thread: Executor) -> None:
         self._thread = thread
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["dask_fleet.agent.preload"])
+        self._context.set_forkserver_preload(forked.PRELOAD)
 
     async def fork(
         self, target: Callable[..., None], *args: object, name: str, decode: Callable[[bytes], F]
@@ -189,6 +191,7 @@ class Forker:
             process.start()
         finally:
             sys.modules["__main__"] = main
+        forked.remember(process.pid or 0)
         return process
 
 
