@@ -17,7 +17,8 @@ def note(text: str) -> None:
 
 
 def wait_for_gate(name: str) -> None:
-    """Hold until the test makes a file of that name."""
+    """Hold until the test makes a file of that name, and so long that none is given to the agent ahead, behind this one."""
+    time.sleep(0.1)
     gate = Path(os.environ["CORE_STARTS"]).with_name(name)
     deadline = time.monotonic() + 60
     while not gate.exists():

@@ -270,9 +270,10 @@ class AsyncJob:
                     attempt, since = 0, time.monotonic()
                     if places is not None and event.kind == "log":
                         places.note(event)
-                    after = event.event_id if event.event_id is not None else after
-                    # The end of an earlier run is history; only that of the current one ends the story.
-                    ended = event.is_terminal and event.run >= int(self._document.get("run") or 0)
+                    if event.event_id is not None:
+                        after = event.event_id
+                        # The end of an earlier run is history; only that of the current one ends the story.
+                        ended = event.is_terminal and event.run >= int(self._document.get("run") or 0)
                     yield event
                 if ended:
                     return
@@ -281,6 +282,8 @@ class AsyncJob:
                 if ended:
                     return
                 error = exc
+            except _AllTold:
+                return
             attempt += 1
             delay = self._transport.retry_delay(attempt, elapsed_s=time.monotonic() - since, error=error)
             if delay is None:
@@ -378,6 +381,8 @@ class AsyncJob:
         parser = EventParser()
         path = self._path(f"/events{query}")
         async with self._transport.stream(path, headers=headers, silence_s=SILENCE_S) as response:
+            if response.status_code == 204:  # No Content
+                raise _AllTold
             async for line in response.aiter_lines():
                 event = parser.feed(line)
                 if event is not None:
@@ -409,3 +414,7 @@ class AsyncJob:
 
 class _Changed(Exception):
     """The server has other bytes now."""
+
+
+class _AllTold(Exception):
+    """The job has ended, and the caller has seen every event of it."""

@@ -126,7 +126,7 @@ class _Events:
                         job = await self._controller.find(job.job_id, job.tenant)
                     except NotFound:
                         return
-                    while page := await self._controller.ledger.events(job.seq, after=after, limit=_PAGE):
+                    while page := await self._told_by(job, after):
                         if any(event.kind in _KINDS_OF_ENDS for event in page):
                             teller.learn(job, await self._controller.ledger.attempts(job.seq))
                         for event in page:
@@ -153,3 +153,16 @@ class _Events:
                         yield _PING
         finally:
             self._open -= 1
+
+    async def _told_by(self, job: JobRecord, after: int) -> list[EventRecord]:
+        """Return the next events, up to the end of a run that `job` does not know of yet.
+
+        The ledger has an end a moment before the controller. Told in that moment, it would overtake the last of the logs;
+        the controller's word of it wakes the stream.
+        """
+        page = await self._controller.ledger.events(job.seq, after=after, limit=_PAGE)
+        if not job.state.is_terminal:
+            for place, event in enumerate(page):
+                if event.kind in _TERMINAL_KINDS and event.run >= job.run:
+                    return page[:place]
+        return page

@@ -59,6 +59,8 @@ SERVICES = {
     ]
 }
 
+_ENDS = {"succeeded", "failed", "cancelled", "expired"}
+
 
 class Stub:
     """The server's state; tests read and write it from their own thread."""
@@ -98,10 +100,10 @@ class Stub:
 
     def note(self, job_id: str, kind: str, data: dict[str, Any] | None = None) -> None:
         events = self.events.setdefault(job_id, [])
-        number = None if kind == "progress" else 1 + sum(event["event_id"] is not None for event in events)
+        number = None if kind in {"progress", "log"} else 1 + sum(event["event_id"] is not None for event in events)
         run = self.jobs[job_id]["run"]
         at = "2026-01-01T00:00:00Z"
-        if kind == "progress":
+        if number is None:
             events.append({"event_id": None, "run": run, "attempt": 1, "kind": kind, **(data or {})})
         else:
             events.append({"event_id": number, "run": run, "attempt": 1, "kind": kind, "at": at, "data": data or {}})
@@ -252,6 +254,9 @@ class Stub:
     async def stream(self, request: Request) -> Response:
         job_id = request.path_params["job_id"]
         after = int(request.headers.get("last-event-id", 0))
+        known = self.events[job_id]
+        if self.jobs[job_id]["status"] in _ENDS and not any((event["event_id"] or 0) > after for event in known):
+            return Response(status_code=204)
 
         async def lines() -> AsyncIterator[str]:
             yield ": keep-alive\n\n"
@@ -269,8 +274,8 @@ class Stub:
                     if given == self.break_stream_after:
                         self.break_stream_after = 0
                         return
-                    if event["kind"] in {"succeeded", "failed", "cancelled", "expired"}:
-                        return
+                if any(event["kind"] in _ENDS for event in events):
+                    return
                 assert self.changed is not None
                 await self.changed.wait()
 

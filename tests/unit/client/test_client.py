@@ -200,6 +200,23 @@ def test_events_are_resumed_where_the_stream_broke(client: Client, stub: Any) ->
     assert resumed["last-event-id"] == "2"
 
 
+def test_whoever_has_seen_all_events_is_told_none(client: Client, stub: Any) -> None:
+    job = client.math.slow(30)
+    stub.finish(job.job_id)
+    assert [event.event_id for event in job.events(after=1)] == [2]
+    assert list(job.events(after=2)) == []
+    assert len(stub.sent("GET", f"/v1/jobs/{job.job_id}/events")) == 2
+
+
+def test_what_comes_after_the_end_does_not_undo_it(client: Client, stub: Any) -> None:
+    job = client.math.slow(31)
+    stub.finish(job.job_id)
+    stub.loop.call_soon_threadsafe(stub.note, job.job_id, "log", {"stream": "stdout", "offset": 0, "text": "late"})
+    assert job.refresh_status() == "succeeded"  # by now the stub has noted it
+    assert [event.kind for event in job.events(logs=True)] == ["accepted", "succeeded", "log"]
+    assert len(stub.sent("GET", f"/v1/jobs/{job.job_id}/events")) == 1
+
+
 def test_an_event_loop_that_is_left_early_leaves_nothing(client: Client, stub: Any) -> None:
     job = client.math.slow(4)
     events = job.events()
