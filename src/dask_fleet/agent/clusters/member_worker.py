@@ -10,6 +10,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import distributed.core
 from distributed import Client, Worker
 from distributed.core import Server, Status
 from distributed.utils import in_async_call
@@ -85,6 +86,7 @@ class MemberWorker(Worker):  # type: ignore[misc]
         # Dask removes its folder from the path only if nobody has put another one in front.
         with contextlib.suppress(ValueError):
             sys.path.remove(self.local_directory)
+        forget_handlers()
         return answer
 
     async def _close_clients(self) -> None:
@@ -101,6 +103,16 @@ class MemberWorker(Worker):  # type: ignore[misc]
             except Exception as exc:  # noqa: BLE001 - the rest goes on without it
                 log.debug("a task's client did not close: %r", exc)
         self._client = None
+
+
+def forget_handlers() -> None:
+    """Empty the cache in which Dask keeps the bound methods of every server that ever answered, and with them the server.
+
+    Some 150 kB a worker and more with its tasks' histories. What is in use is in the cache again with its next call.
+    """
+    cached = getattr(distributed.core, "_expects_comm", None)
+    if hasattr(cached, "cache_clear"):
+        cached.cache_clear()
 
 
 class Restarter(Server):  # type: ignore[misc]
@@ -129,6 +141,8 @@ class Restarter(Server):  # type: ignore[misc]
             local_directory=scratch,
             needs_workdir=False,
         )
+        with contextlib.suppress(ValueError):
+            sys.path.remove(self.local_directory)  # every server of Dask puts its folder there
 
     async def _kill(self, timeout: float | None = None, reason: str = "restart") -> None:  # noqa: ARG002, ASYNC109
         await self._restart(reason)

@@ -25,7 +25,7 @@ from dask_fleet.agent.clusters import dask_config
 from dask_fleet.agent.clusters.credentials import Credentials
 from dask_fleet.agent.clusters.fair_pool import FairPool, FairThreadPoolExecutor
 from dask_fleet.agent.clusters.frames import Join, Joined, Leave, Left, MembershipBound, Released
-from dask_fleet.agent.clusters.member_worker import MemberWorker, Restarter
+from dask_fleet.agent.clusters.member_worker import MemberWorker, Restarter, forget_handlers
 from dask_fleet.agent.clusters.security import MemberSecurity
 from dask_fleet.agent.dask_runtime import DaskRuntime
 from dask_fleet.agent.event_loop import EventLoopThread
@@ -195,6 +195,7 @@ class _Membership:
             await self._worker.close(reason="left")
         if self._restarter is not None:
             await self._restarter.close()
+            forget_handlers()
         await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
 
     def _release(self) -> None:
