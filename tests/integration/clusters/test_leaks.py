@@ -23,6 +23,16 @@ def _look(process: WorkerProcess) -> dict[str, int]:
     }
 
 
+def _workers_in_memory() -> int:
+    import gc
+
+    from dask_fleet.agent.clusters.member_worker import MemberWorker
+
+    gc.unfreeze()  # or what lived before the fork would not be followed
+    gc.collect()
+    return sum(isinstance(thing, MemberWorker) for thing in gc.get_objects())
+
+
 def test_nothing_grows(here: OnLoop, record_property: Callable[[str, object], None]) -> None:
     process = here.do(here.site.process(2))
 
@@ -43,9 +53,15 @@ def test_nothing_grows(here: OnLoop, record_property: Callable[[str, object], No
     grown = {name: after[name] - before[name] for name in before}
     record_property("figures", f"{CYCLES} clusters; grown after the first {WARM}: {grown}")
     assert grown["descriptors"] <= 2
-    assert grown["threads"] <= 1
+    assert grown["threads"] <= 4  # of the loop's own executor, which has six at most
     assert grown["children"] == 0
-    assert grown["kibibytes"] <= (CYCLES - WARM) * 100
+    # What the allocator has not settled yet; workers that stayed in memory made 700 KiB a cluster of it.
+    assert grown["kibibytes"] <= 8 << 10
+    probe = here.do(here.site.cluster(process))
+    with probe.client(set_as_default=False) as client:
+        # This one, and perhaps what a thread's last call still refers to; not one for each cluster.
+        assert client.submit(_workers_in_memory, pure=False).result() <= 3
+    here.do(probe.close())
     assert not list(here.site.scratch.glob("dask-scratch-space/membership-*"))
     assert psutil.Process().num_fds() <= ours[0] + 4
     assert threading.active_count() <= ours[1] + 2

@@ -110,7 +110,7 @@ def forget_handlers() -> None:
 
     Some 150 kB a worker and more with its tasks' histories. What is in use is in the cache again with its next call.
     """
-    cached = getattr(distributed.core, "_expects_comm", None)
+    cached: Any = getattr(distributed.core, "_expects_comm", None)
     if hasattr(cached, "cache_clear"):
         cached.cache_clear()
 
