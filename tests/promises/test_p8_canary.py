@@ -51,7 +51,7 @@ class Canary:
 
     @property
     def payload(self) -> bytes:
-        return pickle.dumps(service_canary.Canary("sings"))
+        return service_canary.payload()
 
     def sent(self, channel: str) -> None:
         self.channels.append(channel)
@@ -266,7 +266,7 @@ def fetch(fleet: ServedFleet, job_id: str) -> None:
 
 def npy_of_objects(canary: Canary) -> bytes:
     buffer = io.BytesIO()
-    np.save(buffer, np.array([service_canary.Canary("array")], dtype=object), allow_pickle=True)
+    np.save(buffer, np.array([service_canary.Song()], dtype=object), allow_pickle=True)
     return buffer.getvalue()
 
 
