@@ -10,6 +10,7 @@ import msgspec
 
 from dask_fleet.model.failure import Cause, Failure
 from dask_fleet.model.states import AttemptState
+from dask_fleet.protocol.cluster_frames import NeedCluster
 from dask_fleet.protocol.frames import AttemptRef, Outcome, Start
 
 AttemptKey = tuple[int, int]
@@ -18,7 +19,7 @@ AttemptKey = tuple[int, int]
 class Attempt:
     """An attempt that this agent holds. Times are of the monotonic clock."""
 
-    __slots__ = ("cancelled", "deadline", "kill_at", "start", "timed_out", "waits_until")
+    __slots__ = ("away", "cancelled", "deadline", "kill_at", "need", "start", "timed_out", "waits_until")
 
     def __init__(self, start: Start) -> None:
         self.start = start
@@ -30,6 +31,10 @@ class Attempt:
         """When it is given back to the server if no process has taken it."""
         self.timed_out = False
         self.cancelled = False
+        self.need: NeedCluster | None = None
+        """Its wish for a cluster, while that is unanswered."""
+        self.away = False
+        """Whether it has given its thread away for good, as one that only waits for a cluster's results."""
 
     @property
     def key(self) -> AttemptKey:
@@ -66,11 +71,11 @@ class Host(Protocol):
 
     @property
     def load(self) -> int:
-        """Attempts it has."""
+        """Threads of it that are taken."""
         ...
 
-    def takes(self, service: str, version: str) -> bool:
-        """Whether it has a free thread and has loaded that."""
+    def takes(self, start: Start) -> bool:
+        """Whether it has a free thread, has loaded that, and serves that tenant."""
         ...
 
 
@@ -81,7 +86,7 @@ def choose_host(hosts: Iterable[AnyHost], start: Start) -> AnyHost | None:
     """Return the least loaded worker process that can take the attempt, or ``None``."""
     best: AnyHost | None = None
     for host in hosts:
-        if (best is None or host.load < best.load) and host.takes(start.service, start.version):
+        if (best is None or host.load < best.load) and host.takes(start):
             best = host
             if host.load == 0:
                 break

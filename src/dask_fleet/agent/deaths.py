@@ -36,6 +36,11 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
 FOR_ANOTHER = Death(
     cause=Cause.WORKER_DIED, how="was killed because another attempt in it did not end in time", ordered=True
 )
+FOR_A_CLUSTER = Death(
+    cause=Cause.WORKER_DIED,
+    how="was killed because tasks of a Dask cluster that had left it did not end in time",
+    ordered=True,
+)
 WITH_ITS_FORKSERVER = Death(cause=Cause.AGENT_LOST, how="ended with its forkserver, which died", ordered=True)
 GIVEN_UP = Death(cause=Cause.AGENT_LOST, how="was killed: its agent gave up what it ran", ordered=True)
 WHILE_STOPPED = Death(

@@ -48,7 +48,12 @@ class Launcher:
         pid: int | None = _forkserver()._forkserver_pid  # noqa: SLF001
         return pid
 
-    async def launch(self, *, alone: bool = False) -> WorkerProcess:
+    @property
+    def folder(self) -> str:
+        """What stands for the agent's data folder in `orphans.MARK`."""
+        return self._folder
+
+    async def launch(self, *, alone: bool = False, for_lease: bool = False) -> WorkerProcess:
         """Fork a worker process; a dead forkserver is started again.
 
         Raises
@@ -62,7 +67,7 @@ class Launcher:
         hears, speaks = multiprocessing.Pipe(duplex=False)
         try:
             ours.setblocking(False)  # noqa: FBT003
-            process = await loop.run_in_executor(self.thread, self._fork, theirs, speaks, token)
+            process = await loop.run_in_executor(self.thread, self._fork, theirs, speaks, token, for_lease)
             words = LastWords(os.dup(hears.fileno()))
         except BaseException:
             ours.close()
@@ -71,7 +76,9 @@ class Launcher:
             for end in (theirs, hears, speaks):
                 end.close()
         name = f"{self._name}-{process.pid}"
-        return WorkerProcess(process, ours, words, name=name, token=token, nthreads=self._nthreads, alone=alone)
+        return WorkerProcess(
+            process, ours, words, name=name, token=token, nthreads=self._nthreads, alone=alone, for_lease=for_lease
+        )
 
     async def end_orphans(self) -> int:
         """Kill what ended worker processes have left; return how much there was. Again until there is nothing."""
@@ -95,9 +102,15 @@ class Launcher:
 
     # ------------------------------------------------------------------ on the launcher's thread
 
-    def _fork(self, channel: socket.socket, words: Connection, token: str) -> ForkServerProcess:
+    def _fork(self, channel: socket.socket, words: Connection, token: str, for_lease: bool) -> ForkServerProcess:  # noqa: FBT001
         options = worker_process.WorkerOptions(
-            name=self._name, nthreads=self._nthreads, spool=self._spool, logs=self._logs, token=token, folder=self._folder
+            name=self._name,
+            nthreads=self._nthreads,
+            spool=self._spool,
+            logs=self._logs,
+            token=token,
+            folder=self._folder,
+            for_lease=for_lease,
         )
         process = self._context.Process(target=worker_process.main, args=(channel, words, options), name="worker")
         # A child imports the main module of its parent, to find what it defines; ours defines nothing a worker needs.

@@ -13,6 +13,8 @@ from importlib import metadata
 from typing import Any
 
 from dask_fleet.agent.address import refuse_clear_text
+from dask_fleet.agent.clusters.host import ClusterHost, HostFrame
+from dask_fleet.agent.clusters.reach import cluster_host
 from dask_fleet.agent.home import ensure_home
 from dask_fleet.agent.launcher import Launcher
 from dask_fleet.agent.link import Ending, Link
@@ -28,6 +30,7 @@ from dask_fleet.config.memory import memory_limit_bytes
 from dask_fleet.model.errors import SetupError
 from dask_fleet.model.ids import random_id
 from dask_fleet.observability import logs
+from dask_fleet.protocol.cluster_frames import ClusterAgentFrame, JobCluster
 from dask_fleet.protocol.frames import (
     PROTOCOL_VERSION,
     Ack,
@@ -90,6 +93,18 @@ class Agent:
             deliver=self._deliver,
             discard=outbox.discard_spool,
             discard_left=outbox.discard_spool_of,
+            on_member=lambda frame: self._clusters.heard(frame),  # noqa: PLW0108 - they are made below
+            on_members_lost=lambda worker, death: self._clusters.process_ended(worker, death),  # noqa: PLW0108
+        )
+        self._clusters = ClusterHost(
+            launcher=self._launcher,
+            supervisor=self._supervisor,
+            send=self._report,
+            host=lambda: cluster_host(options),
+            data_dir=options.data_dir,
+            memory_limit_bytes=self._memory_limit,
+            slots=options.slots,
+            spares=options.spares,
         )
         self._link = Link(
             options,
@@ -114,6 +129,7 @@ class Agent:
         parts: list[asyncio.Future[Any]] = [link, self._told_to_end]
         try:
             self._launcher.end_predecessors_orphans()
+            await self._clusters.sweep()
             self._supervisor.begin()
             await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             if link.done():
@@ -121,6 +137,7 @@ class Agent:
             await self._end(self._told_to_end.result(), link)
             return 0
         finally:
+            await self._clusters.close("its agent ended")
             await self._supervisor.close()
             if self._uploads is not None:
                 await self._uploads.close()
@@ -132,6 +149,7 @@ class Agent:
 
     def _end_in(self, drain_s: float | None) -> None:
         """Begin to end, after what runs or at most `drain_s`; asked a second time, the drain is cut short."""
+        self._clusters.take_no_more("this agent is ending")
         self._supervisor.take_no_more()
         if not self._told_to_end.done():
             self._told_to_end.set_result(drain_s)
@@ -151,6 +169,7 @@ class Agent:
         await asyncio.wait([drain, link], return_when=asyncio.FIRST_COMPLETED)  # without a server nobody waits for what runs
         drain.cancel()
         await asyncio.gather(drain, return_exceptions=True)
+        await self._clusters.close("its agent was told to end")
         await self._supervisor.close()
         try:
             async with asyncio.timeout(_UPLOADED_S if self._uploads is not None and self._uploads.under_way else _ACK_S):
@@ -181,6 +200,8 @@ class Agent:
             nthreads=self._options.nthreads,
             pool=self._options.pool,
             memory_limit=self._memory_limit,
+            clusters=self._clusters.clusters,
+            leases=self._clusters.leases,
         )
 
     def _heartbeat(self) -> list[AgentFrame]:
@@ -191,6 +212,7 @@ class Agent:
     def _on_welcome(self, welcome: Welcome) -> None:
         if not self._outbox.welcomed(welcome.ledger_id):
             self._supervisor.abandon("the server has another ledger", report=False)
+            self._clusters.abandon("the server has another ledger")
             if self._uploads is not None:
                 self._uploads.clear()
         for outcome in self._outbox.outcomes():
@@ -198,6 +220,7 @@ class Agent:
         if self._shipper is not None:
             self._shipper.welcomed(welcome.ledger_id)
         self._supervisor.welcome(welcome)
+        self._clusters.welcomed()
         log.info("connected", extra={"action": "connected", "ledger_id": welcome.ledger_id})
 
     def _on_frames(self, frames: list[ServerFrame]) -> None:
@@ -214,6 +237,10 @@ class Agent:
                 # One that has ended already: its outcome is on the way, and that is the answer.
                 if (frame.seq, frame.attempt) not in self._outbox:
                     self._supervisor.cancel(frame)
+            elif isinstance(frame, HostFrame):
+                self._clusters.handle(frame)
+            elif isinstance(frame, JobCluster):
+                self._supervisor.job_cluster(frame)
             elif isinstance(frame, LogAck):
                 if self._shipper is not None:
                     self._shipper.acknowledged(frame)
@@ -228,7 +255,7 @@ class Agent:
         if self._shipper is not None:
             self._shipper.ended((outcome.seq, outcome.attempt))
 
-    def _report(self, frame: Ready | Progress | LogGrown | LogChunk) -> None:
+    def _report(self, frame: Ready | Progress | LogGrown | LogChunk | ClusterAgentFrame) -> None:
         """Tell the server what may get lost on the way; to one far away, the log itself instead of its growth."""
         if isinstance(frame, LogGrown) and self._shipper is not None:
             self._shipper.grew(frame.seq, frame.run, frame.attempt)

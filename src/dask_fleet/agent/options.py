@@ -48,6 +48,10 @@ class AgentOptions:
     """Threads of each, that is attempts it runs at once."""
     memory_limit: str = AUTO
     """Memory each worker process may have: bytes as text, ``none``, or ``auto`` for an equal share of what there is."""
+    spares: int = 1
+    """Scheduler processes kept ready for clusters, and twice as many worker processes."""
+    cluster_host: str = ""
+    """Address on which schedulers and Dask workers listen; empty for the one that faces the server."""
     orphan_timeout_s: float = DEFAULT_ORPHAN_TIMEOUT_S
     """How long running attempts survive without a server."""
     timeout_grace_s: float = DEFAULT_TIMEOUT_GRACE_S
@@ -56,6 +60,10 @@ class AgentOptions:
     def __post_init__(self) -> None:
         if (self.server is None) == (self.server_file is None):
             raise ValueError("give the agent exactly one of server and server_file")
+        if self.spares < 0:
+            raise ValueError("spares must not be negative")
+        if self.cluster_host in {"0.0.0.0", "::"}:  # noqa: S104
+            raise ValueError("cluster_host must be one address of this host, not all of them")
         if self.nworkers < 1 or self.nthreads < 1:
             raise ValueError("nworkers and nthreads must be at least 1")
         if not _NAME.match(self.name) or not _NAME.match(self.pool):
@@ -102,6 +110,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> AgentOptions:
     parser.add_argument("--nworkers", type=int, default=1)
     parser.add_argument("--nthreads", type=int, default=1)
     parser.add_argument("--memory-limit", default=AUTO, metavar="SIZE", help="of each worker process: 4GiB, auto, none")
+    parser.add_argument("--spares", type=int, default=1, metavar="N", help="scheduler processes kept ready for clusters")
+    parser.add_argument("--cluster-host", default="", metavar="ADDRESS", help="where schedulers and Dask workers listen")
     parser.add_argument("--orphan-timeout", type=float, default=DEFAULT_ORPHAN_TIMEOUT_S, metavar="SECONDS")
     parser.add_argument("--timeout-grace", type=float, default=DEFAULT_TIMEOUT_GRACE_S, metavar="SECONDS")
     given = parser.parse_args(argv)
@@ -119,6 +129,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> AgentOptions:
             nworkers=given.nworkers,
             nthreads=given.nthreads,
             memory_limit=_memory_limit(given.memory_limit),
+            spares=given.spares,
+            cluster_host=given.cluster_host,
             orphan_timeout_s=given.orphan_timeout,
             timeout_grace_s=given.timeout_grace,
         )

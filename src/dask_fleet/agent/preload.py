@@ -25,6 +25,9 @@ _HEAVY = (
     "distributed",
     "dask_fleet.agent.worker_process",
     "dask_fleet.agent.runner",
+    "dask_fleet.agent.clusters.membership",
+    "dask_fleet.agent.clusters.scheduler_process",
+    "dask_fleet.agent.clusters.fleet_scheduler",
 )
 
 

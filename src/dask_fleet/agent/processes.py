@@ -14,8 +14,9 @@ from dask_fleet.agent.attempts import common_versions
 from dask_fleet.agent.deaths import Death
 from dask_fleet.agent.launcher import Launcher
 from dask_fleet.agent.watch import Watch
+from dask_fleet.agent.worker_frames import FromWorker
 from dask_fleet.agent.workers import WorkerProcess
-from dask_fleet.protocol.frames import Loaded, LogGrown, Outcome, Progress, Ready, Stop, Welcome
+from dask_fleet.protocol.frames import Load, Loaded, Ready, Stop, Welcome
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,8 @@ _RELAUNCH_S = (0.2, 30.0)
 """First and longest wait after a worker process died before it had loaded: nothing forks in a hot loop."""
 _STOP_S = 5.0
 """How long an idle worker process may take to stop before it is killed."""
+_READY_S = 30.0
+"""How long a process for a Dask worker may take to say that it is ready."""
 _SWEEP_S = (0.01, 5.0)
 """First and longest wait between two looks for orphans."""
 _ALONE_IDLE_S = 30.0
@@ -52,7 +55,7 @@ class Processes:
         nthreads: int,
         memory_limit_bytes: int,
         report: Callable[[Ready], None],
-        on_frame: Callable[[WorkerProcess, Progress | Outcome | LogGrown], None],
+        on_frame: Callable[[WorkerProcess, FromWorker], None],
         on_change: Callable[[], None],
         on_exit: Callable[[WorkerProcess, Death], None],
     ) -> None:
@@ -60,6 +63,8 @@ class Processes:
         """Those that take any attempt."""
         self.alone: list[WorkerProcess] = []
         """Those for a suspect."""
+        self.leased: list[WorkerProcess] = []
+        """Those for one Dask worker each, spares included."""
         self._launcher = launcher
         self._nworkers = nworkers
         self._nthreads = nthreads
@@ -73,6 +78,8 @@ class Processes:
         self._swept_enough = True
         self._launching: set[asyncio.Task[None]] = set()
         self._launching_alone = 0
+        self._coming: dict[str, asyncio.Future[bool]] = {}
+        """Processes for Dask workers that are not ready yet, by token."""
         self._failed_launches = 0
         self._load_deaths = ""
         """How processes end that die while they load; empty when none did."""
@@ -85,7 +92,7 @@ class Processes:
 
     def all(self) -> Iterator[WorkerProcess]:
         """Return every living process."""
-        return chain(self.shared, self.alone)
+        return chain(self.shared, self.alone, self.leased)
 
     # ------------------------------------------------------------------ life
 
@@ -110,7 +117,7 @@ class Processes:
         await asyncio.gather(*tasks, return_exceptions=True)
         for worker in self.all():
             worker.kill()
-        if self.shared or self.alone:
+        if any(True for _ in self.all()):
             self._gone.clear()
             try:
                 async with asyncio.timeout(_STOP_S):
@@ -125,7 +132,7 @@ class Processes:
         self._generation += 1
         self._failed_launches, self._load_deaths = 0, ""
         self._last_ready = None  # a new connection is told again
-        for worker in list(self.all()):
+        for worker in [*self.shared, *self.alone]:
             if worker.generation == 0:
                 worker.load_services(welcome.targets, self._generation)
             elif worker.versions is not None and self._is_outdated(worker, welcome):
@@ -161,13 +168,62 @@ class Processes:
 
     def provide_alone(self, suspects: int) -> None:
         """See to it that processes come for so many waiting suspects, as far as there may be so many."""
-        coming = self._launching_alone + sum(worker.load == 0 and not worker.retiring for worker in self.alone)
+        coming = self._launching_alone + sum(not worker.attempts and not worker.retiring for worker in self.alone)
         room = self._nworkers - len(self.alone) - self._launching_alone
         for _ in range(min(suspects - coming, room)):
             self._launch(self._backoff_s() if self._load_deaths else 0.0, alone=True)
 
+    # ------------------------------------------------------------------ processes for Dask workers, and for tenants
+
+    async def launch_for_lease(self) -> WorkerProcess:
+        """Fork a process for one Dask worker; it can join at once.
+
+        Raises
+        ------
+        OSError, EOFError
+            If the forkserver died, the host has no process left to give, or it ended before it was ready.
+        """
+        worker = await self._launcher.launch(for_lease=True)
+        ready = self._coming[worker.token] = self._loop.create_future()
+        self.leased.append(worker)
+        worker.watch(self._frame, self._exited)
+        try:
+            if self._closing:
+                raise OSError("the agent is ending")
+            worker.send(Load([]))
+            await asyncio.wait([ready], timeout=_READY_S)
+            if not ready.done() or not ready.result():
+                raise OSError("a worker process ended, or hung, before it was ready")
+        except BaseException:
+            worker.kill()
+            raise
+        finally:
+            self._coming.pop(worker.token, None)
+        return worker
+
+    def choose_for_lease(self, tenant: str, threads: int) -> WorkerProcess | None:
+        """Return a shared process that could carry a Dask worker of that tenant, best one that serves it already."""
+        return min(
+            (
+                worker
+                for worker in self.shared
+                if worker.ready and worker.tenant in {None, tenant} and worker.load + threads <= worker.nthreads
+            ),
+            key=lambda worker: (worker.tenant is None, worker.load),
+            default=None,
+        )
+
+    def make_room_for(self, tenant: str) -> bool:
+        """Let a process of another tenant be replaced, if that is why this tenant has none; returns whether one comes."""
+        if any(worker.tenant in {None, tenant} and not worker.retiring for worker in self.shared):
+            return False
+        if not self.shared or any(worker.retiring for worker in self.shared) or len(self._launching) > self._launching_alone:
+            return True
+        self.retire(min(self.shared, key=lambda worker: worker.load))
+        return True
+
     def _stop_idle(self, worker: WorkerProcess) -> None:
-        if worker in self.alone and worker.load == 0 and not worker.retiring:
+        if worker in self.alone and not worker.attempts and not worker.retiring:
             self.retire(worker)
 
     # ------------------------------------------------------------------ coming and going
@@ -179,7 +235,7 @@ class Processes:
 
     def stop_if_done(self, worker: WorkerProcess) -> None:
         """End a retiring process that carries nothing any more."""
-        if worker.retiring and not worker.attempts:
+        if worker.retiring and not worker.attempts and not worker.leases:
             worker.send(Stop())
             # A thread of user code can hold the interpreter so that the stop is never read.
             self._loop.call_later(_STOP_S, worker.kill)
@@ -220,9 +276,14 @@ class Processes:
         elif self._welcome is not None:
             worker.load_services(self._welcome.targets, self._generation)
 
-    def _frame(self, worker: WorkerProcess, frame: Loaded | Progress | Outcome | LogGrown) -> None:
+    def _frame(self, worker: WorkerProcess, frame: FromWorker) -> None:
         if not isinstance(frame, Loaded):
             self._on_frame(worker, frame)
+            return
+        if worker.for_lease:
+            worker.versions = {}
+            if (ready := self._coming.get(worker.token)) is not None and not ready.done():
+                ready.set_result(True)
             return
         worker.versions, worker.problems = frame.versions, frame.problems
         if frame.problems:
@@ -237,25 +298,28 @@ class Processes:
         self._on_change()
 
     def _exited(self, worker: WorkerProcess, code: int | None) -> None:
-        (self.alone if worker.alone else self.shared).remove(worker)
+        (self.leased if worker.for_lease else self.alone if worker.alone else self.shared).remove(worker)
         death = worker.death or self._watch.of_exit(worker, code)
-        expected = self._closing or (worker.retiring and worker.death is None and not worker.attempts)
+        expected = self._closing or (worker.retiring and worker.death is None and not worker.attempts and not worker.leases)
         if not expected and worker.death is None:  # else whoever killed it has said so
             log.warning(
                 "worker process %s", death.how,
                 extra={"action": "worker_exit", "worker": worker.name, "cause": str(death.cause), "how": death.how},
             )  # fmt: skip
         delay_s = 0.0
-        if worker.versions is None and not expected:
+        if worker.for_lease:
+            if (ready := self._coming.get(worker.token)) is not None and not ready.done():
+                ready.set_result(False)
+        elif worker.versions is None and not expected:
             delay_s = self._backoff_s()
             self._failed_launches += 1
             if self._welcome is not None and self._failed_launches > 1:
                 self._load_deaths = death.how
-        if not worker.alone:
+        if not worker.alone and not worker.for_lease:
             self._launch(delay_s)  # before anything else: the sooner there is another, the better
         self._on_exit(worker, death)
         self._end_orphans()
-        if not self.shared and not self.alone:
+        if not any(True for _ in self.all()):
             self._gone.set()
         self._tell_ready()
 

@@ -11,12 +11,15 @@ from collections.abc import Callable
 
 from dask_fleet.agent import deaths
 from dask_fleet.agent.attempts import Attempt, AttemptKey, choose_host, due, ended, verdict
+from dask_fleet.agent.clusters.frames import AgentBoundFromMembership, Joined, Left, Released
 from dask_fleet.agent.deaths import Death
 from dask_fleet.agent.launcher import Launcher
 from dask_fleet.agent.processes import Processes
+from dask_fleet.agent.worker_frames import FromWorker
 from dask_fleet.agent.workers import WorkerProcess
 from dask_fleet.model.failure import Cause, Failure
 from dask_fleet.model.states import AttemptState
+from dask_fleet.protocol.cluster_frames import JobCluster, NeedCluster
 from dask_fleet.protocol.frames import (
     AttemptRef,
     Cancel,
@@ -52,6 +55,10 @@ class Supervisor:
         Gets an outcome whose result will not be used.
     discard_left
         Gets the token of a process that has ended, after its outcomes: files it has left that belong to none are of no use.
+    on_member
+        Gets what a worker process says of its Dask workers.
+    on_members_lost
+        Called when a process has ended that carried some.
     """
 
     def __init__(
@@ -61,10 +68,12 @@ class Supervisor:
         nworkers: int,
         nthreads: int,
         timeout_grace_s: float,
-        report: Callable[[Ready | Progress | LogGrown], None],
+        report: Callable[[Ready | Progress | LogGrown | NeedCluster], None],
         deliver: Callable[[Outcome], None],
         discard: Callable[[Outcome], None],
         discard_left: Callable[[str], None],
+        on_member: Callable[[AgentBoundFromMembership], None],
+        on_members_lost: Callable[[WorkerProcess, Death], None],
         memory_limit_bytes: int = 0,
     ) -> None:
         self._slots = nworkers * nthreads
@@ -73,7 +82,13 @@ class Supervisor:
         self._deliver = deliver
         self._discard = discard
         self._discard_left = discard_left
+        self._on_member = on_member
+        self._on_members_lost = on_members_lost
         self._loop = asyncio.get_running_loop()
+        self._lent = 0
+        """Threads that leases have, less those that attempts have given away for good."""
+        self._wanted: deque[tuple[int, asyncio.Future[None]]] = deque()
+        """Leases that wait for so many threads."""
         self._processes = Processes(
             launcher=launcher,
             nworkers=nworkers,
@@ -155,11 +170,14 @@ class Supervisor:
     @property
     def free(self) -> int:
         """Slots that nothing uses. A suspect has one, though not its thread, so that there is no more work than CPUs."""
-        return max(0, self._slots - len(self._attempts))
+        return max(0, self._slots - len(self._attempts) - self._lent)
 
     def welcome(self, welcome: Welcome) -> None:
         """Load what the server serves; processes that loaded something else, or failed to, make room for new ones."""
         self._processes.welcome(welcome)
+        for attempt in self._attempts.values():
+            if attempt.need is not None:
+                self._report(attempt.need)  # the server may never have heard of it
         self._on_change()
 
     def start(self, start: Start) -> None:
@@ -178,7 +196,8 @@ class Supervisor:
             self._place_suspects()
         elif self._waiting or not self._place(attempt):
             self._waiting.append(attempt)
-            attempt.waits_until = self._loop.time() + _GIVE_BACK_S
+            comes = self._processes.make_room_for(start.tenant)
+            attempt.waits_until = self._loop.time() + (_NO_WORKER_S if comes else _GIVE_BACK_S)
             self._set_alarm(attempt.waits_until)
             if self._is_hopeless(start):
                 self._refuse_hopeless()
@@ -201,9 +220,66 @@ class Supervisor:
         worker.send(cancel)
         self._set_alarm(attempt.next_alarm)
 
+    def job_cluster(self, frame: JobCluster) -> None:
+        """Pass on the answer to an attempt that asked for a cluster."""
+        attempt = self._attempts.get((frame.seq, frame.attempt))
+        if attempt is not None and (worker := self._carriers.get(attempt.key)) is not None:
+            attempt.need = None
+            worker.send(frame)
+
+    # ------------------------------------------------------------------ slots and processes for Dask workers
+
+    @property
+    def processes(self) -> Processes:
+        """The processes, for whoever lends them to clusters."""
+        return self._processes
+
+    async def lend(self, threads: int) -> None:
+        """Wait until so many threads are free, and count them as taken. Attempts under way go on, new ones stand back.
+
+        Raises
+        ------
+        ValueError
+            If this agent has not so many.
+        """
+        if threads > self._slots:
+            raise ValueError(f"this agent has {self._slots} slots, not {threads}")
+        if self._wanted or self._running + threads > self._slots:
+            turn = self._loop.create_future()
+            self._wanted.append((threads, turn))
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self.give_back(threads)
+                else:
+                    self._wanted.remove((threads, turn))
+                    self._serve_wanted()
+                raise
+        else:
+            self._lent += threads
+
+    def give_back(self, threads: int) -> None:
+        """Count them as free."""
+        self._lent -= threads
+        self._serve_wanted()
+        self._place_waiting()
+
+    @property
+    def _running(self) -> int:
+        return len(self._carriers) + self._lent
+
+    def _serve_wanted(self) -> None:
+        while self._wanted and self._running + self._wanted[0][0] <= self._slots:
+            threads, turn = self._wanted.popleft()
+            self._lent += threads
+            turn.set_result(None)
+
     # ------------------------------------------------------------------ placing
 
     def _place(self, attempt: Attempt) -> bool:
+        if self._wanted or (self._lent and self._running >= self._slots):
+            return False
         worker = choose_host(self._processes.shared, attempt.start)
         if worker is None:
             return False
@@ -223,6 +299,7 @@ class Supervisor:
             attempt = self._waiting.popleft()
             if not self._place(attempt):
                 passed_over.append(attempt)
+                self._processes.make_room_for(attempt.start.tenant)
         self._waiting.extendleft(reversed(passed_over))
 
     def _place_suspects(self) -> None:
@@ -262,9 +339,10 @@ class Supervisor:
         """Return to the server what has waited too long; returns when to look again."""
         # Where no process is ready, one may be starting. If none comes, the server shall know that nothing runs here.
         patience = 0.0 if self._processes.one_is_ready else _NO_WORKER_S
-        while self._waiting and self._waiting[0].waits_until + patience <= now:
-            self._return(self._waiting.popleft())
-        return self._waiting[0].waits_until + patience if self._waiting else math.inf
+        for attempt in [attempt for attempt in self._waiting if attempt.waits_until + patience <= now]:
+            self._waiting.remove(attempt)
+            self._return(attempt)
+        return min((attempt.waits_until + patience for attempt in self._waiting), default=math.inf)
 
     def _give_back_suspects(self) -> None:
         while self._suspects:
@@ -279,6 +357,11 @@ class Supervisor:
         worker = self._carriers.pop(attempt.key, None)
         if worker is not None:
             worker.attempts.pop(attempt.key, None)
+            if attempt.away:
+                worker.lent += 1
+                self._lent += 1
+            if self._wanted:
+                self._serve_wanted()
         if not self._attempts:
             self._idle.set()
 
@@ -316,7 +399,7 @@ class Supervisor:
 
     # ------------------------------------------------------------------ what worker processes say
 
-    def _on_frame(self, worker: WorkerProcess, frame: Progress | Outcome | LogGrown) -> None:
+    def _on_frame(self, worker: WorkerProcess, frame: FromWorker) -> None:
         if isinstance(frame, Outcome):
             key = (frame.seq, frame.attempt)
             attempt = worker.attempts.get(key)
@@ -332,11 +415,31 @@ class Supervisor:
                 self._place_waiting()
             if worker.retiring:
                 self._processes.stop_if_done(worker)
-        elif (frame.seq, frame.attempt) in worker.attempts:
-            self._report(frame)
+        elif isinstance(frame, Progress | LogGrown):
+            if (frame.seq, frame.attempt) in worker.attempts:
+                self._report(frame)
+        elif isinstance(frame, NeedCluster):
+            self._needs_cluster(worker, frame)
+        elif isinstance(frame, Joined | Left | Released):
+            self._on_member(frame)
+
+    def _needs_cluster(self, worker: WorkerProcess, frame: NeedCluster) -> None:
+        """Pass on that an attempt wants a cluster; from now on its thread is another's."""
+        attempt = worker.attempts.get((frame.seq, frame.attempt))
+        if attempt is None:
+            return
+        attempt.need = frame
+        if not attempt.away:
+            attempt.away = True
+            worker.lent -= 1
+            self._lent -= 1
+            self._serve_wanted()
+        self._report(frame)
+        if self._waiting:
+            self._place_waiting()
 
     def _on_exit(self, worker: WorkerProcess, death: Death) -> None:
-        now_us, company = _now_us(), worker.load
+        now_us, company = _now_us(), len(worker.attempts) + len(worker.leases)
         for attempt in list(worker.attempts.values()):
             self._forget(attempt)
             words = ""
@@ -345,6 +448,7 @@ class Supervisor:
             self._deliver(
                 deaths.verdict_on_death(attempt, worker.name, death, now_us, company=company, last_words=words)
             )
+        self._on_members_lost(worker, death)
         self._discard_left(worker.token)
         if worker.alone and worker.versions is None and self._processes.load_deaths:
             self._give_back_suspects()  # none comes to be alone in: the server shall know that nothing runs here

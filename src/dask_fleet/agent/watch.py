@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dask_fleet.agent import deaths
-from dask_fleet.agent.vitals import KILL_AT, LOOK_AGAIN_S, Vitals, next_look_s
+from dask_fleet.agent.vitals import LOOK_AGAIN_S, Vitals, next_look_s
 from dask_fleet.agent.workers import WorkerProcess
 from dask_fleet.config.memory import memory_cgroups, oom_kills
 
@@ -82,9 +82,12 @@ class Watch:
             code,
             last_bytes=vitals.last.rss_bytes if vitals.last else 0,
             peak_bytes=vitals.peak_bytes,
-            limit_bytes=self._limit_bytes,
+            limit_bytes=self._limit_of(worker),
             oom_killed=oom_killed,
         )
+
+    def _limit_of(self, worker: WorkerProcess) -> int:
+        return self._limit_bytes if worker.limit_bytes is None else worker.limit_bytes
 
     def _count_oom_kills(self) -> bool:
         before, self._oom_kills = self._oom_kills, oom_kills(self._cgroups)
@@ -106,10 +109,11 @@ class Watch:
             return next_look_s(0, 0.0, 0)
         sample, before, since_s = seen
         growth = (sample.rss_bytes - before.rss_bytes) / since_s if before is not None and since_s > 0 else 0.0
-        wait_s = next_look_s(sample.rss_bytes, growth, self._limit_bytes)
-        if self._limit_bytes and sample.rss_bytes >= KILL_AT * self._limit_bytes:
+        limit_bytes = self._limit_of(worker)
+        wait_s = next_look_s(sample.rss_bytes, growth, limit_bytes)
+        if limit_bytes and sample.rss_bytes >= worker.kill_at * limit_bytes:
             peak = vitals.ask_peak()
-            self._kill(worker, deaths.for_memory(peak, self._limit_bytes), rss_bytes=sample.rss_bytes)
+            self._kill(worker, deaths.for_memory(peak, limit_bytes), rss_bytes=sample.rss_bytes)
         elif vitals.stopped_since is not None:
             if now - vitals.stopped_since >= LOOK_AGAIN_S * 0.9:
                 self._kill(worker, deaths.WHILE_STOPPED)

@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from dask_fleet.agent import parentage
+from dask_fleet.agent.clusters import member_process
+from dask_fleet.agent.clusters.frames import Join, Leave, Renew
 from dask_fleet.agent.orphans import MARK
+from dask_fleet.agent.worker_frames import decode_for_worker
 from dask_fleet.protocol.frames import (
     Cancel,
     Frame,
@@ -26,7 +29,6 @@ from dask_fleet.protocol.frames import (
     LogGrown,
     Start,
     Stop,
-    decode_for_worker,
     encode_prefixed,
 )
 
@@ -48,6 +50,8 @@ class WorkerOptions:
     """Folder of what attempts write."""
     token: str
     """What the names of its spool files begin with, so that those it leaves half-written are found."""
+    for_lease: bool
+    """Whether it is for one Dask worker of a cluster and runs no attempts."""
     folder: str
     """What stands for the agent's data folder in `orphans.MARK`."""
 
@@ -57,9 +61,12 @@ def main(channel: socket.socket, words: Connection, options: WorkerOptions) -> N
 
     `words` becomes standard error, where the agent hears what the process says at its end.
     """
-    _settle(words, options.folder)
+    settle(options.folder, words)
     try:
-        _serve(channel, options)
+        if options.for_lease:
+            member_process.serve(channel)
+        else:
+            _serve(channel, options)
     except (ConnectionError, EOFError):
         os._exit(0)  # the agent is gone; so is everyone who could want a result
     except BaseException:
@@ -68,8 +75,8 @@ def main(channel: socket.socket, words: Connection, options: WorkerOptions) -> N
     os._exit(0)  # not sys.exit: threads of user code and its atexit handlers must not hold the place
 
 
-def _settle(words: Connection | None = None, folder: str = "") -> None:
-    """Tie the process to its parent and cut it off from what it inherited."""
+def settle(folder: str, words: Connection | None = None) -> None:
+    """Tie the process to its parent and cut it off from what it inherited. `words` becomes standard error."""
     from dask_fleet.agent import preload
 
     parentage.die_with_parent(preload.FORKSERVER_PID)
@@ -125,9 +132,11 @@ def _serve(channel: socket.socket, options: WorkerOptions) -> None:
 
     recorder = Recorder(options.logs, lambda output: send(LogGrown(output.seq, output.attempt, output.run)))
     capture.install()
+    places = PlacePool(options.nthreads)
+    memberships: Any = None
     runner = Runner(
         send=send,
-        pool=PlacePool(options.nthreads),
+        pool=places,
         spool=options.spool,
         spool_token=options.token,
         recorder=recorder,
@@ -152,6 +161,10 @@ def _serve(channel: socket.socket, options: WorkerOptions) -> None:
                 runner.cancel(frame)
             elif isinstance(frame, Load):
                 send(_load(frame, runner))
+            elif isinstance(frame, Join | Leave | Renew):
+                if memberships is None:
+                    memberships = member_process.make_memberships(places, send)
+                memberships.handle(frame)
             elif isinstance(frame, Stop):
                 return
         del buffer[:start]

@@ -17,17 +17,9 @@ from dask_fleet.agent import forked
 from dask_fleet.agent.attempts import Attempt, AttemptKey
 from dask_fleet.agent.deaths import Death
 from dask_fleet.agent.last_words import LastWords
-from dask_fleet.agent.vitals import Vitals
-from dask_fleet.protocol.frames import (
-    Frame,
-    Load,
-    Loaded,
-    LogGrown,
-    Outcome,
-    Progress,
-    decode_for_agent,
-    encode_prefixed,
-)
+from dask_fleet.agent.vitals import KILL_AT, Vitals
+from dask_fleet.agent.worker_frames import FromWorker, decode_from_worker
+from dask_fleet.protocol.frames import Frame, Load, Start, encode_prefixed
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +42,8 @@ class WorkerProcess:
         name: str,
         token: str,
         nthreads: int,
-        alone: bool,
+        alone: bool = False,
+        for_lease: bool = False,
     ) -> None:
         self.name = name
         self.nthreads = nthreads
@@ -65,6 +58,18 @@ class WorkerProcess:
         """Gets no new attempts and is replaced after its last one."""
         self.alone = alone
         """Whether it is for one suspect only."""
+        self.for_lease = for_lease
+        """Whether it is for one Dask worker only."""
+        self.tenant: str | None = None
+        """Whom it serves: the first it has served, for its whole life."""
+        self.leases: set[str] = set()
+        """Slot leases whose Dask workers it carries."""
+        self.lent = 0
+        """Threads of these, less those that attempts have given away for good."""
+        self.limit_bytes: int | None = None
+        """Memory it may have, where that is not the agent's: 0 for no limit."""
+        self.kill_at = KILL_AT
+        """The part of its limit at which it is killed."""
         self.death: Death | None = None
         """Why the agent killed it, if it did; told to the attempts that were in it."""
         self.vitals = Vitals(self.pid)
@@ -77,12 +82,12 @@ class WorkerProcess:
         self._unsent = bytearray()
         self._loop = asyncio.get_running_loop()
         self._ended = False
-        self._on_frame: Callable[[WorkerProcess, Loaded | Progress | Outcome | LogGrown], None] | None = None
+        self._on_frame: Callable[[WorkerProcess, FromWorker], None] | None = None
         self._on_exit: Callable[[WorkerProcess, int | None], None] | None = None
 
     def watch(
         self,
-        on_frame: Callable[[WorkerProcess, Loaded | Progress | Outcome | LogGrown], None],
+        on_frame: Callable[[WorkerProcess, FromWorker], None],
         on_exit: Callable[[WorkerProcess, int | None], None],
     ) -> None:
         """Begin to listen."""
@@ -94,9 +99,14 @@ class WorkerProcess:
         self._loop.add_reader(self._process.sentinel, self._exited)
 
     @property
+    def ended(self) -> bool:
+        """Whether it is no more."""
+        return self._ended
+
+    @property
     def load(self) -> int:
-        """Attempts it has."""
-        return len(self.attempts)
+        """Threads that attempts and Dask workers have of it."""
+        return len(self.attempts) + self.lent
 
     @property
     def ready(self) -> bool:
@@ -106,20 +116,22 @@ class WorkerProcess:
     @property
     def has_room(self) -> bool:
         """Whether it could take another attempt of something it has loaded."""
-        return self.versions is not None and not self.retiring and len(self.attempts) < self.nthreads
+        return self.versions is not None and not self.retiring and len(self.attempts) + self.lent < self.nthreads
 
-    def takes(self, service: str, version: str) -> bool:
-        """Whether it has a free thread and has loaded that."""
+    def takes(self, start: Start) -> bool:
+        """Whether it has a free thread, has loaded that service, and serves that tenant or nobody yet."""
         return (
             self.versions is not None
-            and len(self.attempts) < self.nthreads
+            and len(self.attempts) + self.lent < self.nthreads
             and not self.retiring
-            and self.versions.get(service) == version
+            and self.versions.get(start.service) == start.version
+            and (self.tenant is None or self.tenant == start.tenant)
         )
 
     def start(self, attempt: Attempt, now: float) -> None:
         """Hand over an attempt."""
         attempt.placed(now)
+        self.tenant = attempt.start.tenant
         self.attempts[attempt.key] = attempt
         self.send(attempt.start)
 
@@ -194,7 +206,7 @@ class WorkerProcess:
                 end = start + 4 + int.from_bytes(view[start : start + 4], "big")
                 if end > size:
                     break
-                frame = decode_for_agent(view[start + 4 : end])
+                frame = decode_from_worker(view[start + 4 : end])
                 start = end
                 if self._on_frame is not None:
                     self._on_frame(self, frame)

@@ -297,4 +297,5 @@ def start_frame(job: JobRecord) -> Start:
         timeout_s=job.policy.timeout_s,
         max_result_bytes=job.policy.max_result_bytes,
         alone=job.suspect,
+        tenant=job.tenant,
     )

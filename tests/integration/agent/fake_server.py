@@ -70,6 +70,8 @@ class FakeServer:
         self.outcomes: list[Outcome] = []
         self.progress: list[Progress] = []
         self.grown: list[LogGrown] = []
+        self.cluster_frames: list[Any] = []
+        """What the agent said of clusters, in order."""
         self.version = ""
         self._server: Server | None = None
         self._connection: ServerConnection | None = None
@@ -179,8 +181,8 @@ class FakeServer:
                         acks.append(Ack(frame.seq, frame.attempt))
                 elif isinstance(frame, LogGrown):
                     self.grown.append(frame)
-                else:
-                    assert isinstance(frame, Heartbeat)
+                elif not isinstance(frame, Heartbeat):
+                    self.cluster_frames.append(frame)
             if acks:
                 await connection.send(encode_batch(acks))
 
@@ -195,13 +197,14 @@ class AgentProcess:
     """``python -m dask_fleet.agent`` in a session of its own."""
 
     def __init__(self, data_dir: Path, *, nworkers: int = 2, nthreads: int = 1, orphan_timeout_s: float = 30.0,
-                 timeout_grace_s: float = 10.0, memory_limit: str = "auto") -> None:  # fmt: skip
+                 timeout_grace_s: float = 10.0, memory_limit: str = "auto", spares: int = 0) -> None:  # fmt: skip
         self.data_dir = data_dir
         command = [
             sys.executable, "-m", "dask_fleet.agent", "--server-file", str(data_dir / "server.json"),
             "--token-file", str(data_dir / "agent.token"), "--data-dir", str(data_dir),
             "--nworkers", str(nworkers), "--nthreads", str(nthreads), "--orphan-timeout", str(orphan_timeout_s),
             "--timeout-grace", str(timeout_grace_s), "--memory-limit", memory_limit,
+            "--spares", str(spares),
         ]  # fmt: skip
         with (data_dir / "agent.log").open("ab") as log:
             self.popen = subprocess.Popen(

@@ -33,8 +33,8 @@ class Host:
     threads: int = 1
     versions: dict[str, str] = field(default_factory=lambda: {"trial": "v1"})
 
-    def takes(self, service: str, version: str) -> bool:
-        return self.load < self.threads and self.versions.get(service) == version
+    def takes(self, start: Start) -> bool:
+        return self.load < self.threads and self.versions.get(start.service) == start.version
 
 
 class TestChoose:

@@ -25,6 +25,10 @@ CLOCK_SKEW_S = 600.0
 """How far the clock of another host may be behind ours."""
 
 
+_MAX_REQUEST_BYTES = 16 << 10
+_CURVES = {"secp256r1", "secp384r1"}
+
+
 class Role(StrEnum):
     """Who shows the certificate."""
 
@@ -74,30 +78,61 @@ class Authority:
         if lifetime_s > MAX_CERTIFICATE_LIFETIME_S:
             raise ValueError(f"a certificate lives {MAX_CERTIFICATE_LIFETIME_S:.0f} s at most, not {lifetime_s:.0f}: renew")
         key = ec.generate_private_key(ec.SECP256R1())
+        certificate, expires = self._certify(key.public_key(), role, lifetime_s)
+        return Credentials(
+            ca=self.ca, certificate=certificate, key=private_pem(key), expires_us=int(expires.timestamp() * 1e6)
+        )
+
+    def sign(self, request: bytes, role: Role) -> str:
+        """Return a certificate in PEM for the key of a certificate request, whatever else that asks for.
+
+        Raises
+        ------
+        ValueError
+            If it is no such request, is not signed with its own key, or has a key that is too weak or unusual.
+        """
+        if len(request) > _MAX_REQUEST_BYTES:
+            raise ValueError(f"a certificate request has {_MAX_REQUEST_BYTES} bytes at most")
+        parsed = x509.load_pem_x509_csr(request)
+        if not parsed.is_signature_valid:
+            raise ValueError("the certificate request is not signed with its own key")
+        key = parsed.public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _CURVES:
+            raise ValueError("the key of a certificate request must be on the curve P-256 or P-384")
+        return self._certify(key, role, MAX_CERTIFICATE_LIFETIME_S)[0]
+
+    def _certify(self, key: ec.EllipticCurvePublicKey, role: Role, lifetime_s: float) -> tuple[str, dt.datetime]:
         now = dt.datetime.now(dt.UTC)
         expires = min(now + dt.timedelta(seconds=lifetime_s), self._expires)
         uses = [ExtendedKeyUsageOID.CLIENT_AUTH]
         if role is not Role.CLIENT:
             uses.append(ExtendedKeyUsageOID.SERVER_AUTH)
         certificate = (
-            _builder(_name(f"{role} of {self.cluster}"), self._name, key.public_key(), now, expires)
+            _builder(_name(f"{role} of {self.cluster}"), self._name, key, now, expires)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(signs_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(self._identifier), critical=False)
             .sign(self._key, hashes.SHA256())
         )
-        return Credentials(
-            ca=self.ca,
-            certificate=certificate.public_bytes(serialization.Encoding.PEM).decode(),
-            key=key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            ).decode(),
-            expires_us=int(expires.timestamp() * 1e6),
-        )
+        return certificate.public_bytes(serialization.Encoding.PEM).decode(), expires
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an authority's key does not leave the process that made it; issue a certificate instead")
+
+
+def request_certificate(member: str) -> tuple[bytes, str]:
+    """Return ``(request, key)`` in PEM, for an authority elsewhere: the key stays here."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = x509.CertificateSigningRequestBuilder().subject_name(_name(member)).sign(key, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM), private_pem(key)
+
+
+def private_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    """Return a key in PEM."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
 
 
 def _name(text: str) -> x509.Name:

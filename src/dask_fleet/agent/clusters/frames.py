@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from dask_fleet.agent.clusters.credentials import Credentials
-from dask_fleet.protocol.frames import Frame
+from dask_fleet.protocol.frames import Frame, WorkerBound
 
 # ---------------------------------------------------------------- agent → scheduler process
 
@@ -48,7 +48,14 @@ class Close(Frame, frozen=True):
     reason: str
 
 
-SchedulerBound = Open | Renew | Close
+class MoveData(Frame, frozen=True):
+    """Copy what only these workers (by name) have to others, and give them no new tasks; answered by `DataMoved`."""
+
+    request: int
+    workers: list[str]
+
+
+SchedulerBound = Open | Renew | Close | MoveData
 
 # ---------------------------------------------------------------- scheduler process → agent
 
@@ -101,7 +108,14 @@ class Closed(Frame, frozen=True):
     reason: str
 
 
-AgentBoundFromScheduler = Spare | Opened | OpenFailed | SchedulerState | Closed
+class DataMoved(Frame, frozen=True):
+    """The names of the workers that can go without a loss."""
+
+    request: int
+    workers: list[str]
+
+
+AgentBoundFromScheduler = Spare | Opened | OpenFailed | SchedulerState | Closed | DataMoved
 
 # ---------------------------------------------------------------- agent → worker process
 
@@ -126,6 +140,8 @@ class Join(Frame, frozen=True, kw_only=True):
     resources: dict[str, float] = msgspec.field(default_factory=dict)
     config: dict[str, Any] = msgspec.field(default_factory=dict)
     """Dask's configuration for what the worker reads when it is made. What tasks read is shared by the whole process."""
+    preloads: list[str] = msgspec.field(default_factory=list)
+    """What the worker imports before it joins, as Dask's ``--preload``."""
     timeout_s: float = 15.0
 
 
@@ -168,6 +184,5 @@ AgentBoundFromMembership = Joined | Left | Released
 
 decode_for_scheduler = msgspec.msgpack.Decoder(SchedulerBound).decode
 decode_from_scheduler = msgspec.msgpack.Decoder(AgentBoundFromScheduler).decode
-decode_for_membership = msgspec.msgpack.Decoder(MembershipBound).decode
 decode_from_membership = msgspec.msgpack.Decoder(AgentBoundFromMembership).decode
-decode_for_member_process = msgspec.msgpack.Decoder(MembershipBound | Close).decode
+decode_for_member_process = msgspec.msgpack.Decoder(WorkerBound | MembershipBound | Close).decode

@@ -185,6 +185,7 @@ class _Membership:
                 host=join.host,
                 executor={"default": view},
                 nanny=self._restarter.address,
+                preload=join.preloads or None,
                 death_timeout=join.timeout_s,
             )
         self._worker = worker

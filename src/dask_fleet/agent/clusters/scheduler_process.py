@@ -17,6 +17,8 @@ from dask_fleet.agent.clusters.child import FrameBuffer
 from dask_fleet.agent.clusters.frames import (
     Close,
     Closed,
+    DataMoved,
+    MoveData,
     Open,
     Opened,
     OpenFailed,
@@ -31,15 +33,17 @@ log = logging.getLogger(__name__)
 
 _RECEIVE_BYTES = 1 << 18
 _CLOSE_S = 4.0
+_MOVE_S = 600.0
+"""For workers with much data; whoever asked does not wait that long, but its copies are of use all the same."""
 _KEEP_ALIVE_S = 10.0
 """A state that has not changed is repeated that often."""
 
 
-def main(channel: socket.socket) -> None:
+def main(channel: socket.socket, folder: str = "") -> None:
     """Serve the agent at the other end of `channel` until the cluster ends or the agent is gone. Does not return."""
-    from dask_fleet.agent.worker_process import _settle
+    from dask_fleet.agent.worker_process import settle
 
-    _settle()
+    settle(folder)
     code = 0
     try:
         asyncio.run(_Process(channel).run())
@@ -59,7 +63,7 @@ class _Process:
         self._frames = FrameBuffer(decode_for_scheduler)
         self._scheduler: Any = None
         self._cluster = ""
-        self._lag_s = 0.0
+        self._moves: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Wait to be opened, then serve until the end."""
@@ -119,8 +123,25 @@ class _Process:
                     return frame.reason
                 if isinstance(frame, Renew):
                     self._scheduler.security.renew(frame.credentials)
+                elif isinstance(frame, MoveData):
+                    move = asyncio.create_task(self._move(frame), name="move-data")
+                    self._moves.add(move)  # the loop itself holds tasks only weakly
+                    move.add_done_callback(self._moves.discard)
                 elif isinstance(frame, Open) and frame.cluster == self._cluster:
                     await self._send(Opened(frame.cluster, self._scheduler.address, self._scheduler.dashboard_url))
+
+    async def _move(self, request: MoveData) -> None:
+        """Let the data of workers be copied; they go on as members that get no new tasks."""
+        moved: list[str] = []
+        try:
+            async with asyncio.timeout(_MOVE_S):
+                retired = await self._scheduler.retire_workers(
+                    names=request.workers, close_workers=False, remove=False, stimulus_id=f"retire-{request.request}"
+                )
+            moved = [str(worker["name"]) for worker in retired.values()]
+        except Exception:  # whoever asked is told of none
+            log.exception("data was not moved", extra={"cluster": self._cluster})
+        await self._send(DataMoved(request.request, moved))
 
     async def _report(self, every_s: float) -> None:
         """Tell how the cluster does, if that has changed."""

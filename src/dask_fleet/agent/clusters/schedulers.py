@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
+from typing import Any
 
 from dask_fleet.agent.clusters import scheduler_process
 from dask_fleet.agent.clusters.child import ChildProcess, Forker
@@ -14,6 +16,8 @@ from dask_fleet.agent.clusters.frames import (
     AgentBoundFromScheduler,
     Close,
     Closed,
+    DataMoved,
+    MoveData,
     Open,
     Opened,
     OpenFailed,
@@ -49,15 +53,22 @@ class SchedulerProcess:
         self._child = child
         self._cluster = ""
         self._reason = ""
+        self._numbers = itertools.count(1)
         self._ready: asyncio.Future[Spare] = loop.create_future()
         self._opened: asyncio.Future[Opened] = loop.create_future()
         self._gone: asyncio.Future[str] = loop.create_future()
+        self._moves: dict[int, asyncio.Future[list[str]]] = {}
         child.watch(self._on_frame, self._exited)
 
     @property
     def alive(self) -> bool:
         """Whether the process lives."""
         return not self._gone.done()
+
+    @property
+    def closed_itself(self) -> bool:
+        """Whether its scheduler has closed, instead of its process having died under it."""
+        return bool(self._reason)
 
     async def ready(self) -> Spare:
         """Wait until it can be opened without a delay.
@@ -94,6 +105,27 @@ class SchedulerProcess:
         """Let it show another certificate from now on."""
         self._child.send(Renew(self._cluster, credentials))
 
+    async def move_data(self, workers: list[str]) -> list[str]:
+        """Let the data of workers (by name) be copied to others; returns those that can go without a loss.
+
+        Raises
+        ------
+        SchedulerFailed
+            If the process ends meanwhile.
+        """
+        request = next(self._numbers)
+        moved: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+        self._moves[request] = moved
+        try:
+            self._child.send(MoveData(request, workers))
+            waits: list[asyncio.Future[Any]] = [moved, self._gone]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if not moved.done():
+                raise SchedulerFailed(f"the scheduler process has ended: {self._gone.result()}")
+            return moved.result()
+        finally:
+            del self._moves[request]
+
     async def close(self, reason: str, *, timeout_s: float = CLOSE_S) -> None:
         """End it, workers and clients being told; kill it if that takes longer than `timeout_s`."""
         self._child.send(Close(reason))
@@ -123,6 +155,10 @@ class SchedulerProcess:
                 self._opened.set_result(frame)
         elif isinstance(frame, OpenFailed):
             self._fail(SchedulerFailed(f"the scheduler could not start: {frame.error}"))
+        elif isinstance(frame, DataMoved):
+            moved = self._moves.get(frame.request)
+            if moved is not None and not moved.done():
+                moved.set_result(frame.workers)
         elif isinstance(frame, Closed):
             self._reason = frame.reason
 
@@ -140,10 +176,19 @@ class SchedulerProcess:
 
 
 class SchedulerLauncher:
-    """Forks spares. `thread` is the executor that all forks of this process share, see `Forker`."""
+    """Forks spares.
 
-    def __init__(self, thread: Executor) -> None:
+    Parameters
+    ----------
+    thread
+        The executor that all forks of this process share, see `Forker`.
+    folder
+        What stands for the agent's data folder in the environment of its processes.
+    """
+
+    def __init__(self, thread: Executor, folder: str = "") -> None:
         self._forker = Forker(thread)
+        self._folder = folder
 
     async def launch(self) -> SchedulerProcess:
         """Fork a spare. It is forked, not yet `ready`.
@@ -153,5 +198,5 @@ class SchedulerLauncher:
         OSError, EOFError
             If the forkserver died meanwhile or the host has no process left to give.
         """
-        child = await self._forker.fork(scheduler_process.main, name="scheduler", decode=decode_from_scheduler)
+        child = await self._forker.fork(scheduler_process.main, self._folder, name="scheduler", decode=decode_from_scheduler)
         return SchedulerProcess(child)

@@ -1,0 +1,150 @@
+"""One cluster whose scheduler this agent runs, from the order to open it to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from dask_fleet.agent.clusters.authority import Authority, Role
+from dask_fleet.agent.clusters.credentials import Credentials
+from dask_fleet.agent.clusters.frames import Open, Opened, SchedulerState
+from dask_fleet.agent.clusters.schedulers import SchedulerFailed, SchedulerProcess
+from dask_fleet.agent.clusters.spares import Spares
+from dask_fleet.protocol.cluster_frames import ClusterOpened, ClusterRef, ClusterStatus, OpenCluster
+
+log = logging.getLogger(__name__)
+
+_TAKE_S = 60.0
+"""How long a scheduler process may take to be had; a host under load forks slowly."""
+_IDLE_BEYOND_S = 60.0
+"""The server closes idle clusters. This much later the scheduler does it itself: the server may be away."""
+
+
+class HeldCluster:
+    """The scheduler process of one epoch of a cluster, and the cluster's authority, whose key is nowhere else."""
+
+    def __init__(
+        self, request: OpenCluster, *, spares: Spares[SchedulerProcess], host: str, send: Callable[[Any], None]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.request = request
+        self.ref = ClusterRef(request.cluster, request.epoch)
+        self.authority = Authority(request.cluster)
+        self.opened: asyncio.Future[Opened | None] = loop.create_future()
+        """Where it listens; ``None`` if it never will."""
+        self.expires_us = 0
+        """When the scheduler's certificate does."""
+        self._spares = spares
+        self._host = host
+        self._send = send
+        self._process: SchedulerProcess | None = None
+        self._closing: asyncio.Future[str] = loop.create_future()
+
+    async def live(self) -> str:
+        """Open it, wait for its end, and return why it ended. Raises nothing but a cancellation."""
+        try:
+            return await self._serve()
+        except SchedulerFailed as exc:
+            return str(exc)
+        except TimeoutError:
+            return "this agent could not start a scheduler process: none was ready in time"
+        except (OSError, EOFError) as exc:
+            return f"this agent could not start a scheduler process: {exc}"
+        except Exception as exc:
+            log.exception("a scheduler failed", extra={"action": "scheduler_failed", "cluster": self.ref.cluster})
+            return f"its agent failed: {type(exc).__name__}: {exc}"
+        finally:
+            if not self.opened.done():
+                self.opened.set_result(None)
+            if self._process is not None:
+                self._process.kill()  # harmless if it has ended
+
+    async def _serve(self) -> str:
+        async with asyncio.timeout(_TAKE_S):
+            process = self._process = await self._spares.take()
+        process.on_state = self._state
+        credentials = self._issue()
+        request = self.request
+        idle_s = request.idle_timeout_s
+        opened = await process.open(
+            Open(
+                cluster=request.cluster,
+                credentials=credentials,
+                host=self._host,
+                config=request.config,
+                preloads=request.preload,
+                idle_timeout_s=None if idle_s is None else idle_s + _IDLE_BEYOND_S,
+                dashboard=request.dashboard,
+            )
+        )
+        self.opened.set_result(opened)
+        self.tell()
+        ended = asyncio.create_task(process.ended(), name=f"ended-{request.cluster}")
+        try:
+            await asyncio.wait([ended, self._closing], return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                return f"the scheduler process {ended.result()}" if not process.closed_itself else ended.result()
+            why = self._closing.result()
+            await process.close(why)
+            return why
+        finally:
+            ended.cancel()
+
+    def close(self, why: str) -> None:
+        """Let it end. Twice is harmless."""
+        if not self._closing.done():
+            self._closing.set_result(why)
+
+    @property
+    def closing(self) -> bool:
+        """Whether it was told to end."""
+        return self._closing.done()
+
+    @property
+    def address(self) -> str:
+        """Where it listens; empty if it does not (yet)."""
+        return opened.address if self.opened.done() and (opened := self.opened.result()) is not None else ""
+
+    def tell(self) -> None:
+        """Tell the server where it is and how it does; nothing if it does not listen yet."""
+        if not self.opened.done() or (opened := self.opened.result()) is None:
+            return
+        self._send(
+            ClusterOpened(
+                self.ref.cluster, self.ref.epoch, opened.address, opened.dashboard, self.authority.ca.encode()
+            )
+        )
+        if self._process is not None and self._process.state is not None:
+            self._state(self._process.state)
+
+    def issue(self, role: Role) -> Credentials:
+        """Make a key and certificate for a member on this agent."""
+        return self.authority.issue(role)
+
+    def renew(self) -> None:
+        """Let the scheduler show a fresh certificate."""
+        if self._process is not None and self.address:
+            self._process.renew(self._issue())
+
+    async def move_data(self, workers: list[str]) -> list[str]:
+        """Let the data of workers (by name) be copied to others; returns those that can go without a loss."""
+        if self._process is None or not self.address:
+            return []
+        try:
+            return await self._process.move_data(workers)
+        except SchedulerFailed:
+            return []
+
+    def _issue(self) -> Credentials:
+        credentials = self.authority.issue(Role.SCHEDULER)
+        self.expires_us = credentials.expires_us
+        return credentials
+
+    def _state(self, state: SchedulerState) -> None:
+        idle_s = max(0.0, time.time() - state.idle_us / 1e6) if state.idle_us else 0.0
+        self._send(
+            ClusterStatus(self.ref.cluster, self.ref.epoch, state.workers, state.tasks, state.clients, round(idle_s, 1))
+        )

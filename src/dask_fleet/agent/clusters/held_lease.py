@@ -1,0 +1,285 @@
+"""One slot lease that this agent serves: a Dask worker, from the grant until nothing of it is left."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from dask_fleet.agent import deaths
+from dask_fleet.agent.clusters.authority import MAX_CERTIFICATE_LIFETIME_S, request_certificate
+from dask_fleet.agent.clusters.credentials import Credentials
+from dask_fleet.agent.clusters.frames import Join, Joined, Leave, Left, Released, Renew
+from dask_fleet.agent.clusters.memory import Thresholds
+from dask_fleet.agent.deaths import Death
+from dask_fleet.agent.workers import WorkerProcess
+from dask_fleet.protocol.cluster_frames import GrantSlots, Signature, SlotsJoined, SlotsLeft, WantSignature
+
+log = logging.getLogger(__name__)
+
+PLACE_S = 15.0
+"""How long a lease may wait for free threads: attempts that were sent a little ahead may hold them."""
+SIGN_S = 15.0
+JOIN_S = 15.0
+_LEAVE_S = 10.0
+"""How long a Dask worker may take to leave before its process is killed."""
+_KILLED_S = 10.0
+_UNASKED_GRACE_S = 10.0
+"""What tasks get whose cluster ended under them, where their process serves others too."""
+
+
+class Lender(Protocol):
+    """Where the threads and processes come from."""
+
+    async def lend(self, threads: int) -> None:
+        """Wait until so many threads are free, and count them as taken."""
+        ...
+
+    def give_back(self, threads: int) -> None:
+        """Count them as free."""
+        ...
+
+    def shared_process(self, tenant: str, threads: int) -> WorkerProcess | None:
+        """Return a process that serves this tenant, or nobody yet, and has so many free threads."""
+        ...
+
+    async def fresh_process(self) -> WorkerProcess:
+        """Return a process that has served nobody."""
+        ...
+
+    def make_scratch(self, lease: str, wanted: object) -> Awaitable[Path]:
+        """Make a lease's scratch folder."""
+        ...
+
+    def wipe_scratch(self, lease: str) -> Awaitable[None]:
+        """Remove it."""
+        ...
+
+
+class Gone(Exception):
+    """The lease is over; the text says why."""
+
+
+class HeldLease:
+    """The Dask worker of one lease.
+
+    Parameters
+    ----------
+    local
+        Waits until this agent's own scheduler of the cluster listens, and returns its address and the worker's credentials;
+        ``None`` if the scheduler is another agent's.
+    """
+
+    def __init__(
+        self,
+        grant: GrantSlots,
+        *,
+        lender: Lender,
+        host: str,
+        memory_limit_bytes: int,
+        local: Callable[[], Awaitable[tuple[str, Credentials]]] | None,
+        send: Callable[[Any], None],
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.grant = grant
+        self.address = ""
+        """Of its Dask worker, while that is a member."""
+        self.expires_us = 0
+        """When its certificate does."""
+        self._lender = lender
+        self._host = host
+        self._memory_limit_bytes = memory_limit_bytes
+        self._local = local
+        self._send = send
+        self._process: WorkerProcess | None = None
+        self._leaving: asyncio.Future[str] = loop.create_future()
+        self._grace_s = _UNASKED_GRACE_S
+        self._taken = False
+        self._left: asyncio.Future[str] = loop.create_future()
+        self._released: asyncio.Future[None] = loop.create_future()
+        self._exited: asyncio.Future[str] = loop.create_future()
+        self._signature: asyncio.Future[Signature] | None = None
+        self._key = ""
+
+    # ------------------------------------------------------------------ life
+
+    async def live(self) -> str:
+        """Join, stay, leave, and clean up; returns why it ended. Raises nothing but a cancellation."""
+        grant = self.grant
+        lent = False
+        why = "its agent ended"
+        try:
+            await self._unless_leaving(self._lender.lend(grant.threads), PLACE_S, "this agent has not so many free threads")
+            lent = True
+            self._process = await self._take_process()
+            await self._join(self._process)
+            await asyncio.wait([self._left, self._leaving], return_when=asyncio.FIRST_COMPLETED)
+            # A process that was killed says why better than the end that the order to leave foresaw.
+            why = self._left.result() if self._left.done() else self._leaving.result()
+        except Gone as exc:
+            why = str(exc)
+        except (OSError, EOFError, ValueError) as exc:
+            why = f"its worker process could not be had: {exc}"
+        except Exception as exc:
+            log.exception("a lease failed", extra={"action": "lease_failed", "lease": grant.lease})
+            why = f"its agent failed: {type(exc).__name__}: {exc}"
+        finally:
+            if self._process is not None:
+                await self._part(self._process)
+            await self._lender.wipe_scratch(grant.lease)
+            if lent:
+                self._lender.give_back(grant.threads)
+        return self._exited.result() if self._exited.done() and not self._leaving.done() else why
+
+    async def _take_process(self) -> WorkerProcess:
+        grant = self.grant
+        process = None if grant.fresh else self._lender.shared_process(grant.tenant, grant.threads)
+        if process is None:  # a lease that may share gets one of its own where none can take it
+            process = await self._lender.fresh_process()
+            process.nthreads = grant.threads
+            process.limit_bytes = grant.memory_limit_bytes
+            if (kill_at := Thresholds.of(grant.config).terminate) is not None:
+                process.kill_at = kill_at
+        process.tenant = grant.tenant
+        process.leases.add(grant.lease)
+        process.lent += grant.threads
+        return process
+
+    async def _join(self, process: WorkerProcess) -> None:
+        grant = self.grant
+        folder = await self._lender.make_scratch(grant.lease, grant.config.get("temporary-directory"))
+        if self._local is not None:
+            address, credentials = await self._unless_leaving(self._local(), None, "")
+        else:
+            address, credentials = grant.address, await self._ask_for_signature()
+        self.expires_us = credentials.expires_us
+        limit = self._memory_limit_bytes if process.limit_bytes is None else process.limit_bytes
+        process.send(
+            Join(
+                membership=grant.lease,
+                cluster=grant.cluster,
+                scheduler=address,
+                credentials=credentials,
+                host=self._host,
+                name=grant.worker,
+                nthreads=grant.threads,
+                memory_limit=limit,
+                local_directory=str(folder),
+                resources=grant.resources,
+                config=grant.config,
+                preloads=grant.preload,
+                timeout_s=JOIN_S,
+            )
+        )
+
+    async def _ask_for_signature(self) -> Credentials:
+        request, self._key = request_certificate(f"worker of {self.grant.cluster}")
+        self._signature = asyncio.get_running_loop().create_future()
+        self._send(WantSignature(self.grant.lease, request))
+        signature = await self._unless_leaving(self._signature, SIGN_S, "its certificate was not signed in time")
+        return self._credentials(signature)
+
+    def _credentials(self, signature: Signature) -> Credentials:
+        if not signature.certificate:
+            raise Gone("its certificate was refused by the agent of the scheduler")
+        expires_us = time.time_ns() // 1000 + int(MAX_CERTIFICATE_LIFETIME_S * 1e6)
+        return Credentials(signature.ca.decode(), signature.certificate.decode(), self._key, expires_us)
+
+    async def _unless_leaving(self, step: Awaitable[Any], timeout_s: float | None, too_late: str) -> Any:
+        """Wait for `step`, but no longer than until the lease is to end."""
+        task = asyncio.ensure_future(step)
+        try:
+            await asyncio.wait([task, self._leaving], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise Gone(self._leaving.result() if self._leaving.done() else too_late)
+        finally:
+            task.cancel()
+
+    async def _part(self, process: WorkerProcess) -> None:
+        """Leave, let tasks end, and end the process if it was only for this lease or does not get rid of it."""
+        try:
+            process.send(Leave(self.grant.lease))  # it has left already, or never joined: answered all the same
+            await asyncio.wait([self._left], timeout=_LEAVE_S)
+            if self._left.done() and (self._taken or not process.for_lease):
+                await asyncio.wait([self._released], timeout=self._grace_s)
+        finally:
+            process.leases.discard(self.grant.lease)
+            if process.for_lease:
+                process.retiring = True
+                process.kill()
+            elif not self._released.done():
+                process.leases.add(self.grant.lease)  # its threads are not free before it has ended
+                process.kill(deaths.FOR_A_CLUSTER)
+            if process.for_lease or not self._released.done():
+                await asyncio.wait([self._exited], timeout=_KILLED_S)
+                process.leases.discard(self.grant.lease)
+            process.lent -= self.grant.threads
+            process.leases.discard(self.grant.lease)
+
+    # ------------------------------------------------------------------ what happens to it
+
+    def take(self, grace_s: float, why: str = "taken back") -> None:
+        """Let it leave. Asked again, the shorter grace counts if it has not begun to wait."""
+        self._grace_s = min(self._grace_s, grace_s) if self._taken else grace_s
+        self._taken = True
+        self.end(why)
+
+    def end(self, why: str) -> None:
+        """Let it leave, because its cluster has ended. Twice is harmless."""
+        if not self._leaving.done():
+            self._leaving.set_result(why)
+
+    def signed(self, signature: Signature) -> None:
+        """Take the answer to a `WantSignature`."""
+        if self._signature is not None and not self._signature.done():
+            self._signature.set_result(signature)
+        elif self.address and self._process is not None and signature.certificate:
+            credentials = self._credentials(signature)
+            self.expires_us = credentials.expires_us
+            self._process.send(Renew(self.grant.lease, credentials))
+
+    def renew(self, credentials: Credentials | None) -> None:
+        """Let its worker show a fresh certificate; without one, ask for it, with a fresh key."""
+        if not self.address or self._process is None:
+            return
+        if credentials is not None:
+            self.expires_us = credentials.expires_us
+            self._process.send(Renew(self.grant.lease, credentials))
+        else:
+            request, self._key = request_certificate(f"worker of {self.grant.cluster}")
+            self._send(WantSignature(self.grant.lease, request))
+
+    def tell(self) -> None:
+        """Tell the server that it has joined; nothing if it has not (yet)."""
+        if self.address and not self._leaving.done():
+            self._send(SlotsJoined(self.grant.lease, self.address))
+
+    def heard(self, frame: Joined | Left | Released) -> None:
+        """Take what its process says."""
+        if isinstance(frame, Joined):
+            self.address = frame.address
+            self.tell()
+        elif isinstance(frame, Left):
+            self.address = ""
+            if not self._left.done():
+                self._left.set_result(f"it could not join: {frame.reason}" if frame.failed else frame.reason)
+        elif not self._released.done():
+            self._released.set_result(None)
+
+    def process_ended(self, death: Death) -> None:
+        """Its process is no more."""
+        self.address = ""
+        how = f"its worker process {death.how}"
+        for future in (self._left, self._exited):
+            if not future.done():
+                future.set_result(how)
+        if not self._released.done():
+            self._released.set_result(None)
+
+    def gone(self, why: str) -> SlotsLeft:
+        """Return the frame that says that nothing is left."""
+        return SlotsLeft(self.grant.lease, why)
