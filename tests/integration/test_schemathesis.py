@@ -48,8 +48,10 @@ def job_ids(fleet: ServedFleet) -> list[str]:
 def test_answers_are_as_described(fleet: ServedFleet, job_ids: list[str], mode: GenerationMode) -> None:
     sent = {"Authorization": f"Bearer {fleet.token}"}
     schema = schemathesis.openapi.from_url(f"{fleet.url}/openapi.json", headers=sent)
-    operations = [result.ok() for result in schema.get_all_operations()]
+    described = [result.ok() for result in schema.get_all_operations()]
+    operations = [operation for operation in described if not operation.path.startswith("/v1/clusters")]
     assert len(operations) == 2 * 6 + 16
+    assert len(described) == len(operations) + 7
     failures: list[str] = []
     for operation in operations:
         calls = 0

@@ -12,8 +12,13 @@ from dask_fleet.cli import options
 
 def serve(
     targets: Annotated[
-        list[str], typer.Argument(metavar="FILE_OR_MODULE", help="Python files or modules that hold services.")
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE_OR_MODULE]...",
+            help="Python files or modules that hold services.",
+            show_default=False,
+        ),
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.", show_default="8000")] = None,
     tls: Annotated[
@@ -61,11 +66,19 @@ def serve(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.", show_default="text")] = None,
     config: options.Config = None,
+    services: Annotated[
+        bool, typer.Option("--services/--no-services", help="Whether there are services, or Dask clusters only.")
+    ] = True,
+    parent: Annotated[int | None, typer.Option(hidden=True, help="End with the process of that number.")] = None,
 ) -> None:
-    """Serve the functions of Python modules as a durable job API.
+    """Serve the functions of Python modules as a durable job API, and Dask clusters.
 
     Starts the server and one local agent. The token is in DATA_DIR/token.
     """
+    if services and not targets:
+        raise typer.BadParameter("Missing argument 'FILE_OR_MODULE'; for Dask clusters alone say --no-services")
+    if targets and not services:
+        raise typer.BadParameter("--no-services takes no FILE_OR_MODULE")
     from dask_fleet.config import load_here
     from dask_fleet.observability import logs
     from dask_fleet.server.serve import run
@@ -93,4 +106,4 @@ def serve(
         }
     ).settings
     logs.configure(settings.log_level, settings.log_format)
-    raise typer.Exit(run(settings, targets))
+    raise typer.Exit(run(settings, targets or [], parent=parent))

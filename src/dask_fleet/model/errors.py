@@ -9,7 +9,7 @@
     │   ├── Unauthorized · Forbidden · HostNotAllowed
     │   ├── NotFound · MethodNotAllowed · NotAcceptable · PreconditionFailed · RangeNotSatisfiable
     │   ├── Conflict · ResultExpired
-    │   └── QuotaExceeded · ClusterImpossible
+    │   └── QuotaExceeded · ClusterImpossible · ClusterFailed · VersionMismatch
     ├── CapacityError               the caller may try again later
     │   └── QueueFull · Draining · LedgerUnavailable (LedgerFull) · SpoolFull · TooManyConnections · AgentUnreachable
     ├── JobError                    the job ended without a result
@@ -207,6 +207,22 @@ class ClusterImpossible(RequestError):
     code = "cluster_impossible"
     status = 422
     title = "No such cluster can be had"
+
+
+class ClusterFailed(RequestError):
+    """The cluster was recorded, but could not be brought up; the message says why, and nothing of it is left running."""
+
+    code = "cluster_failed"
+    status = 409
+    title = "The cluster could not be had"
+
+
+class VersionMismatch(RequestError):
+    """Python or ``distributed`` of caller and clusters differ so that Dask would fail; ``mismatched`` lists both."""
+
+    code = "version_mismatch"
+    status = 409
+    title = "Versions do not match"
 
 
 class CapacityError(FleetError):

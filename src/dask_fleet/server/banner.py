@@ -22,7 +22,7 @@ def banner(
     """Return the lines to print. `certificate` is one that only those who are given it will trust."""
     names = ", ".join(f"{service.name} {service.version}" for service in manifest.services)
     lines = [
-        f"Dask Fleet serves {names}",
+        f"Dask Fleet serves {names or 'Dask clusters'}",
         f"  API      {url}",
         f"  sign in  {url}/signin?code={signin_code}   (once, within 10 minutes)",
         f"  token    {token_file}",

@@ -7,6 +7,7 @@ from typing import Any
 from dask_fleet.model.manifest import EndpointManifest, Manifest, ServiceManifest
 from dask_fleet.server.batch_body import MAX_BATCH_BYTES, MAX_ITEMS
 from dask_fleet.server.json_schemas import Components
+from dask_fleet.server.openapi_clusters import CLUSTER_PATHS, CLUSTER_SCHEMAS
 from dask_fleet.server.openapi_parts import (
     COMMON_PARAMETERS,
     COMMON_SCHEMAS,
@@ -27,7 +28,7 @@ Errors are problem documents (RFC 9457) with a stable `code`. Results keep NaN a
 
 def openapi_document(manifest: Manifest, *, version: str) -> dict[str, Any]:
     """Return the OpenAPI document of a server that serves `manifest`."""
-    components = Components(dict(COMMON_SCHEMAS))
+    components = Components({**COMMON_SCHEMAS, **CLUSTER_SCHEMAS})
     paths: dict[str, Any] = {}
     for service in manifest.services:
         for endpoint in service.endpoints:
@@ -35,6 +36,7 @@ def openapi_document(manifest: Manifest, *, version: str) -> dict[str, Any]:
             paths[path] = {"post": _operation(service, endpoint, components)}
             paths[path + BATCH_SUFFIX] = {"post": _batch(service, endpoint, components)}
     paths.update(FIXED_PATHS)
+    paths.update(CLUSTER_PATHS)
     return {
         "openapi": "3.1.0",
         "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
@@ -42,6 +44,7 @@ def openapi_document(manifest: Manifest, *, version: str) -> dict[str, Any]:
         "tags": [
             *({"name": service.name, "description": service.doc} for service in manifest.services),
             {"name": "jobs", "description": "Look at jobs, wait for them, fetch results, cancel and retry."},
+            {"name": "clusters", "description": "Take Dask clusters, look at them, scale them, give them back."},
             {"name": "server", "description": "What this server serves, and how it is."},
         ],
         "security": [{"bearer": []}, {"cookie": []}],

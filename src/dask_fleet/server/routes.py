@@ -8,6 +8,7 @@ from starlette.routing import BaseRoute
 
 from dask_fleet.controller.controller import Controller
 from dask_fleet.server import (
+    routes_clusters,
     routes_events,
     routes_jobs,
     routes_logs,
@@ -29,6 +30,7 @@ def all_routes(
         *routes_results.routes(controller),
         *routes_events.routes(controller),
         *routes_logs.routes(controller),
+        *routes_clusters.routes(controller),
         *routes_tokens.routes(tokens),
         *(routes_spool.routes(controller, spool=spool) if spool is not None else ()),
         *routes_meta.routes(controller, sign_in=sign_in, needs_agent=needs_agent),

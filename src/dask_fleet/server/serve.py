@@ -7,6 +7,7 @@ import contextlib
 import functools
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -34,6 +35,7 @@ from dask_fleet.server.banner import banner
 from dask_fleet.server.edge import Edge
 from dask_fleet.server.hosts import HostCheck
 from dask_fleet.server.http_protocol import FleetHTTPProtocol
+from dask_fleet.server.lifeline import ended_with
 from dask_fleet.server.listening import Announcement, listen, local_url, public_url, refuse_open_bind
 from dask_fleet.server.live import LiveRequests
 from dask_fleet.server.routes import all_routes
@@ -60,8 +62,8 @@ _GIL_SWITCH_S = 0.0005
 let one wait for the other longer than a whole call takes."""
 
 
-def run(settings: Settings, targets: list[str]) -> int:
-    """Serve until SIGTERM or SIGINT; return the exit code.
+def run(settings: Settings, targets: list[str], *, parent: int | None = None) -> int:
+    """Serve until SIGTERM or SIGINT, or until the process `parent` has ended; return the exit code.
 
     Raises
     ------
@@ -75,12 +77,12 @@ def run(settings: Settings, targets: list[str]) -> int:
     gc.set_threshold(_GC_THRESHOLD)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            return runner.run(_serve(settings, targets))
+            return runner.run(_serve(settings, targets, parent))
         except asyncio.CancelledError:
             return 128 + signal.SIGTERM  # told to end before it was ready: all that was started has been taken down
 
 
-async def _serve(settings: Settings, targets: list[str]) -> int:
+async def _serve(settings: Settings, targets: list[str], parent: int | None) -> int:
     refuse_open_bind(settings.host, secure=settings.tls == "auto" or settings.tls_cert is not None)
     task = asyncio.current_task()
     assert task is not None
@@ -88,6 +90,7 @@ async def _serve(settings: Settings, targets: list[str]) -> int:
     data_dir = prepare_data_dir(settings.data_dir)
     clock: Clock = SystemClock()
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(ended_with(parent, lambda: os.kill(os.getpid(), signal.SIGTERM)))
         ledger: Ledger = _make_ledger(settings.ledger, data_dir, clock)
         await ledger.open()  # the one owner of the folder from here on
         stack.push_async_callback(ledger.close)

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 LOCAL_AGENT = "local-agent"
 OPERATOR = "admin"
 """Id of the token made for people."""
+OPERATOR_SCOPES = frozenset({Scope.ADMIN, Scope.SUBMIT, Scope.READ, Scope.RUN_CODE})
+"""With ``run_code``: who can read that file can start programs on this host as the server's user anyway."""
 TOKEN_FILE = "token"  # noqa: S105 - a file name
 AGENT_TOKEN_FILE = "agent.token"  # noqa: S105
 DEFAULT_TENANT = "default"
@@ -145,7 +147,7 @@ async def ensure_tokens(ledger: Ledger, data_dir: Path, *, clock: Clock) -> list
     A file that is there is taken as it is, so that tokens survive restarts and an operator may put their own; a missing or
     malformed one is made anew, which revokes its predecessor; so is one that was revoked, lest nobody could come in.
     """
-    await _ensure(ledger, data_dir / TOKEN_FILE, OPERATOR, frozenset({Scope.ADMIN, Scope.SUBMIT, Scope.READ}), clock)
+    await _ensure(ledger, data_dir / TOKEN_FILE, OPERATOR, OPERATOR_SCOPES, clock)
     await _ensure(ledger, data_dir / AGENT_TOKEN_FILE, LOCAL_AGENT, frozenset({Scope.AGENT}), clock)
     return await ledger.tokens()
 
@@ -159,7 +161,8 @@ async def _ensure(ledger: Ledger, path: Path, token_id: str, scopes: frozenset[S
     if token is None:
         token = new_token()
         _write(path, token)
-    if known is None or known.digest != digest(token):
+    # Of an older version's folder the scopes are widened: what has come since is the operator's too.
+    if known is None or known.digest != digest(token) or not scopes <= known.scopes:
         record = TokenRecord(
             token_id=token_id,
             digest=digest(token),

@@ -65,7 +65,7 @@ async def load_manifest(
     Parameters
     ----------
     targets
-        Files or modules.
+        Files or modules; none make an empty manifest.
     python
         The interpreter to run it with.
     timeout_s
@@ -77,6 +77,8 @@ async def load_manifest(
         What the loader found wrong (`ServiceImportError`, `ServiceDefinitionError`), or that it ended or
         hung.
     """
+    if not targets:
+        return Manifest(services=())
     process = await asyncio.create_subprocess_exec(
         python,
         "-P",  # nothing in the working folder may stand in for a module of ours

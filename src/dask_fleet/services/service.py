@@ -16,7 +16,7 @@ from dask_fleet.services.source import place_of
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}\Z")
-RESERVED_NAMES = frozenset({"agents", "jobs", "openapi", "services", "status"})
+RESERVED_NAMES = frozenset({"agents", "clusters", "jobs", "openapi", "services", "status"})
 """First path segments below ``/v1`` that the API uses itself."""
 MAX_RETRIES = 100
 
