@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dask_fleet.controller.clusters.view import ClusterView
-from dask_fleet.model.clusters import ClusterRecord
-from dask_fleet.model.jobs import EventRecord
+from dask_fleet.model.clusters import ClusterEventRecord, ClusterRecord
 from dask_fleet.server.documents import rfc3339
 
 
@@ -46,11 +45,11 @@ def cluster_document(record: ClusterRecord, view: ClusterView | None) -> dict[st
     }
 
 
-def cluster_event_document(event: EventRecord) -> dict[str, Any]:
+def cluster_event_document(event: ClusterEventRecord) -> dict[str, Any]:
     """Return what the API says of something that happened to a cluster."""
     return {
         "event_id": event.event_id,
-        "epoch": event.attempt,
+        "epoch": event.epoch,
         "kind": str(event.kind),
         "at": rfc3339(event.at_us),
         "data": event.data,

@@ -261,7 +261,7 @@ def test_serving_imports_nothing_heavy_before_the_server() -> None:
     code = """
 import sys, types
 stand_in = types.ModuleType("dask_fleet.server.serve")
-stand_in.run = lambda settings, targets: print(targets, settings.port, *sorted(sys.modules)) or 3
+stand_in.run = lambda settings, targets, **_: print(targets, settings.port, *sorted(sys.modules)) or 3
 sys.modules["dask_fleet.server.serve"] = stand_in
 from dask_fleet.cli.main import main
 main(["serve", "service.py", "--port", "0"])

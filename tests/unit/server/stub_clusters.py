@@ -9,9 +9,8 @@ import msgspec
 
 from dask_fleet.controller.clusters.manager import Clusters
 from dask_fleet.controller.clusters.view import ClusterView
-from dask_fleet.model.clusters import ClusterRecord, ClusterState, NewCluster
+from dask_fleet.model.clusters import ClusterEventRecord, ClusterRecord, ClusterState, NewCluster
 from dask_fleet.model.errors import BadRequest, Conflict, NotFound
-from dask_fleet.model.jobs import EventRecord
 
 
 class StubClusters(Clusters):
@@ -102,7 +101,7 @@ class StubClusters(Clusters):
             if record.tenant == tenant and not (living and record.state.is_terminal)
         ]
 
-    async def events(self, record: ClusterRecord) -> Sequence[EventRecord]:
+    async def events(self, record: ClusterRecord) -> Sequence[ClusterEventRecord]:
         return []
 
     def status(self, record: ClusterRecord) -> ClusterView:
