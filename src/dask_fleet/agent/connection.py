@@ -76,6 +76,12 @@ class Connection(asyncio.Protocol):
         told = self._websocket.close_rcvd
         return told.reason if told is not None and told.code == CloseCode.PROTOCOL_ERROR else None
 
+    @property
+    def local_host(self) -> str:
+        """The address of this end."""
+        name = self._transport.get_extra_info("sockname") if self._transport is not None else None
+        return str(name[0]) if isinstance(name, tuple) and name else ""
+
     # ------------------------------------------------------------------ out
 
     def send(self, frame: AgentFrame) -> None:

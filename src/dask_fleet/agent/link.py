@@ -65,6 +65,7 @@ class Link:
         self._on_lost = on_lost
         self._heartbeat = heartbeat
         self._connection: Connection | None = None
+        self._local_host = ""
         self._welcomed = False
         self._was_welcomed = False
         self._closed = False
@@ -74,6 +75,11 @@ class Link:
     def connected(self) -> bool:
         """Whether the server has welcomed us on the present connection."""
         return self._welcomed
+
+    @property
+    def local_host(self) -> str:
+        """The address of this host that faces the server; empty before the first welcome."""
+        return self._local_host
 
     def send(self, frame: AgentFrame) -> None:
         """Send a frame if connected, else drop it: what must not be lost waits in the outbox."""
@@ -157,6 +163,7 @@ class Link:
         """Say hello and beat until the connection is gone; returns why it went."""
         loop = asyncio.get_running_loop()
         self._connection = connection
+        self._local_host = connection.local_host or self._local_host
         try:
             connection.send(self._hello())
             beats = 0

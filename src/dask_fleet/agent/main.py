@@ -14,7 +14,6 @@ from typing import Any
 
 from dask_fleet.agent.address import refuse_clear_text
 from dask_fleet.agent.clusters.host import ClusterHost, HostFrame
-from dask_fleet.agent.clusters.reach import cluster_host
 from dask_fleet.agent.home import ensure_home
 from dask_fleet.agent.launcher import Launcher
 from dask_fleet.agent.link import Ending, Link
@@ -100,7 +99,7 @@ class Agent:
             launcher=self._launcher,
             supervisor=self._supervisor,
             send=self._report,
-            host=lambda: cluster_host(options),
+            host=lambda: options.cluster_host or self._link.local_host or "127.0.0.1",
             data_dir=options.data_dir,
             memory_limit_bytes=self._memory_limit,
             slots=options.slots,

@@ -36,6 +36,10 @@ class LocalBackend(Backend):
         Worker processes, and threads of each.
     memory_limit
         Of each worker process: bytes as text, ``auto`` or ``none``.
+    spares
+        Scheduler processes it keeps ready.
+    cluster_host
+        Where schedulers and Dask workers listen; empty for the address that faces the server, which is loopback.
     orphan_timeout_s
         How long the agent waits for a server that is away.
     python
@@ -53,6 +57,8 @@ class LocalBackend(Backend):
         nworkers: int,
         nthreads: int = 1,
         memory_limit: str = "auto",
+        spares: int = 1,
+        cluster_host: str = "",
         orphan_timeout_s: float = 60.0,
         python: str | None = None,
         token_file: Path | None = None,
@@ -62,6 +68,8 @@ class LocalBackend(Backend):
         self._nworkers = nworkers
         self._nthreads = nthreads
         self._memory_limit = memory_limit
+        self._spares = spares
+        self._cluster_host = cluster_host
         self._orphan_timeout_s = orphan_timeout_s
         self._python = python or sys.executable
         self._token_file = (token_file or self._data_dir / "agent.token").resolve()
@@ -90,6 +98,9 @@ class LocalBackend(Backend):
             self._memory_limit,
             "--orphan-timeout",
             f"{self._orphan_timeout_s:g}",
+            "--spares",
+            str(self._spares),
+            *(["--cluster-host", self._cluster_host] if self._cluster_host else []),
         ]
 
     async def start(self) -> None:

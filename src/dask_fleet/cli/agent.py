@@ -107,6 +107,8 @@ def agent(
             pool=pool,
             nworkers=settings.nworkers,
             nthreads=settings.nthreads,
+            spares=settings.spare_schedulers,
+            cluster_host=settings.cluster_host or "",
             lifetime_s=None if lifetime is None else duration("--lifetime", lifetime),
             memory_limit=settings.memory_limit,
             orphan_timeout_s=settings.orphan_timeout_s,

@@ -135,6 +135,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "nworkers": _whole(1),
     "nthreads": _whole(1),
     "memory_limit": parse_memory_limit,
+    "spare_schedulers": _whole(0),
+    "cluster_host": _text,
     "agent": _boolean,
     "orphan_timeout_s": parse_duration,
     "max_queued": _whole(1),

@@ -39,6 +39,11 @@ class Settings:
     memory_limit: str = "auto"
     """Memory of each worker process: a size such as ``4GiB``, ``none``, or ``auto``, an equal share of what there is.
     Auto, so that a job that takes too much is killed (at 95 %) and told so, before the kernel kills anything else."""
+    spare_schedulers: int = 1
+    """Scheduler processes that each agent keeps ready for clusters, and twice as many fresh worker processes. One: a cluster
+    is there in a few milliseconds, and what waits costs some megabytes and no CPU."""
+    cluster_host: str | None = None
+    """Address of this host on which schedulers and Dask workers listen. None: the one that faces the server."""
     agent: bool = True
     """Whether ``serve`` starts a local agent. Yes, so that one command is a working service."""
     orphan_timeout_s: float = 60.0

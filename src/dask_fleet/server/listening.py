@@ -73,6 +73,23 @@ def public_url(host: str, port: int, tls: TLS | None) -> str:
     return _url(host, port, secure=tls is not None)
 
 
+def cluster_host(host: str) -> str:
+    """Return the address on which clusters of the local agent listen, if the server listens on `host`; empty for loopback.
+
+    A server that other hosts reach has agents and clients there, who must reach the clusters, too.
+    """
+    if host in LOOPBACK:
+        return ""
+    if not is_wildcard(host):
+        return host
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing, only asks for the way out; an address that nobody has
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0])
+
+
 def _url(host: str, port: int, *, secure: bool) -> str:
     shown = f"[{host}]" if ":" in host else host
     return f"{'https' if secure else 'http'}://{shown}:{port}"

@@ -36,7 +36,7 @@ from dask_fleet.server.edge import Edge
 from dask_fleet.server.hosts import HostCheck
 from dask_fleet.server.http_protocol import FleetHTTPProtocol
 from dask_fleet.server.lifeline import ended_with
-from dask_fleet.server.listening import Announcement, listen, local_url, public_url, refuse_open_bind
+from dask_fleet.server.listening import Announcement, cluster_host, listen, local_url, public_url, refuse_open_bind
 from dask_fleet.server.live import LiveRequests
 from dask_fleet.server.routes import all_routes
 from dask_fleet.server.routes_spool import clear_drafts
@@ -113,6 +113,8 @@ async def _serve(settings: Settings, targets: list[str], parent: int | None) -> 
                 nworkers=settings.nworkers,
                 nthreads=settings.nthreads,
                 memory_limit=settings.memory_limit,
+                spares=settings.spare_schedulers,
+                cluster_host=settings.cluster_host or cluster_host(settings.host),
                 orphan_timeout_s=settings.orphan_timeout_s,
             )
             await backend.start()

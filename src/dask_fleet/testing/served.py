@@ -128,7 +128,8 @@ class ServedFleet:
     args
         Further flags of ``serve``, such as ``--nworkers 2``.
     env
-        Variables set for all its processes, on top of this process's own without its ``FLEET_*``.
+        Variables set for all its processes, on top of this process's own without its ``FLEET_*``. Without
+        ``FLEET_SPARE_SCHEDULERS`` there are no spare processes, so that those there are can be counted.
     command
         What stands before ``serve``; by default the ``dask-fleet`` beside this Python.
     ready_timeout_s
@@ -155,7 +156,7 @@ class ServedFleet:
         self._ready_timeout_s = ready_timeout_s
         self._mark = f"{os.getpid()}-{secrets.token_hex(8)}"
         own = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
-        self._env = {**own, **(env or {}), MARK: self._mark}
+        self._env = {"FLEET_SPARE_SCHEDULERS": "0", **own, **(env or {}), MARK: self._mark}
         self._server: subprocess.Popen[bytes] | None = None
         self._port = 0
         self.url = ""
