@@ -130,6 +130,28 @@ def test_clear_text_to_another_host_is_refused(fleet: CoreFleet, tmp_path: Path)
     assert "ssh -L" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("token", "exit_code", "said"),
+    [
+        (None, 2, ["none.token", "No such file", "dask-fleet tokens create"]),
+        ("", 2, ["none.token has no token in it"]),
+        ("fleet_x", 1, ["no server at https://127.0.0.1:9 yet", "refused", "trying for 1 s", "no server for 1 s: ending"]),
+    ],
+)
+def test_what_was_mistyped_is_told(tmp_path: Path, token: str | None, exit_code: int, said: list[str]) -> None:
+    token_file = tmp_path / "none.token"
+    if token is not None:
+        token_file.write_text(token)
+    done = subprocess.run(
+        [PROGRAM, "agent", "--server", "https://127.0.0.1:9", "--token-file", str(token_file), "--orphan-timeout", "1s"],
+        capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == exit_code, done.stderr
+    for text in said:
+        assert text in done.stderr
+
+
 def test_two_of_one_name_do_not_collide(fleet: CoreFleet, tmp_path: Path) -> None:
     twin = ("--name", "twin")
     with remote_agent(fleet, tmp_path / "a", args=twin), remote_agent(fleet, tmp_path / "b", args=twin):

@@ -7,12 +7,13 @@ import ipaddress
 import json
 import ssl
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from dask_fleet.agent.options import AgentOptions
 from dask_fleet.config.fingerprint import parse_fingerprint
 from dask_fleet.config.trust import Trust
-from dask_fleet.model.errors import ClearTextRefused
+from dask_fleet.model.errors import ClearTextRefused, ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,27 @@ class Address:
     def context(self) -> ssl.SSLContext | None:
         """Return what TLS needs, or ``None`` for clear text. Blocks the first time, to read certificates."""
         return _context(self.trust) if self.secure else None
+
+
+def refuse_missing_token(token_file: Path) -> None:
+    """Look whether there is a token to show, so that whoever mistypes a name hears of it at once.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read or has nothing in it.
+    """
+    cure = (
+        "make one where the server is, with `dask-fleet tokens create --user NAME --scope agent`, and name its file with "
+        "--token-file"
+    )
+    try:
+        token = token_file.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else "it is no text"
+        raise ConfigError(f"the agent's token cannot be read from {token_file} ({why}): {cure}") from exc
+    if not token:
+        raise ConfigError(f"{token_file} has no token in it: {cure}")
 
 
 def read_address(options: AgentOptions) -> Address:

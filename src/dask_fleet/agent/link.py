@@ -70,6 +70,7 @@ class Link:
         self._was_welcomed = False
         self._closed = False
         self._distrusted = ""
+        self._absence = ""
 
     @property
     def connected(self) -> bool:
@@ -80,6 +81,11 @@ class Link:
     def local_host(self) -> str:
         """The address of this host that faces the server; empty before the first welcome."""
         return self._local_host
+
+    @property
+    def was_welcomed(self) -> bool:
+        """Whether any server ever welcomed us."""
+        return self._was_welcomed
 
     def send(self, frame: AgentFrame) -> None:
         """Send a frame if connected, else drop it: what must not be lost waits in the outbox."""
@@ -109,7 +115,7 @@ class Link:
             except (OSError, ValueError, TimeoutError, SetupError) as exc:
                 why_not = explain(exc) or (exc.detail if isinstance(exc, SetupError) else None)
                 if why_not is None:
-                    log.debug("no server yet: %s", exc)
+                    self._tell_absence(exc)
                 elif why_not != self._distrusted:  # said once, not at each try
                     self._distrusted = why_not
                     log.warning(
@@ -183,10 +189,22 @@ class Link:
             self._connection = None
             connection.abort("left")
 
+    def _tell_absence(self, exc: Exception) -> None:
+        """Say why nobody answers: once for each reason, to whoever typed the address; a server of ours is about to come."""
+        why = str(exc) or type(exc).__name__
+        if self._options.server is None or why == self._absence:
+            log.debug("no server yet: %s", why)
+            return
+        self._absence = why
+        log.info(
+            "no server at %s yet: %s; trying for %g s", self._options.server, why, self._options.orphan_timeout_s,
+            extra={"action": "no_server"},
+        )  # fmt: skip
+
     def _receive(self, frames: list[ServerFrame]) -> None:
         if not self._welcomed and frames and isinstance(frames[0], Welcome):
             self._welcomed = self._was_welcomed = True
-            self._distrusted = ""
+            self._distrusted = self._absence = ""
             self._on_welcome(frames[0])
             frames = frames[1:]
         if self._welcomed:

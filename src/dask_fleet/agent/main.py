@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-from dask_fleet.agent.address import refuse_clear_text
+from dask_fleet.agent.address import refuse_clear_text, refuse_missing_token
 from dask_fleet.agent.clusters.host import ClusterHost, HostFrame
 from dask_fleet.agent.home import ensure_home
 from dask_fleet.agent.launcher import Launcher
@@ -132,7 +132,8 @@ class Agent:
             self._supervisor.begin()
             await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             if link.done():
-                return 0 if link.result() is Ending.ORPHANED else 1
+                found = self._link.was_welcomed or self._options.shares_data
+                return 0 if found and link.result() is Ending.ORPHANED else 1
             await self._end(self._told_to_end.result(), link)
             return 0
         finally:
@@ -286,12 +287,13 @@ class Agent:
 def run(options: AgentOptions) -> int:
     """Run an agent in this process until it ends; returns the exit code.
 
-    0: told to end, at the end of its lifetime, or orphaned. 1: refused by the server, or another agent works in the same
-    folder. 78: the token would travel in the clear.
+    0: told to end, at the end of its lifetime, or orphaned. 1: refused by the server, never reached it, or another agent
+    works in the same folder. 2: there is no token. 78: the token would travel in the clear.
     """
     try:
         if options.server is not None:
             refuse_clear_text(options.server)
+            refuse_missing_token(options.token_file)
     except SetupError as exc:
         log.critical("%s", exc.detail)
         return exc.exit_code
