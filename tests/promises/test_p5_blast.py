@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter
 from dataclasses import dataclass
@@ -11,11 +10,8 @@ from typing import Any
 
 import pytest
 from tests.promises.form import FULL, Record, Serve
+from tests.promises.users import add_users
 
-from dask_fleet.ledger.sqlite import SQLiteLedger
-from dask_fleet.model.jobs import TokenRecord
-from dask_fleet.plugins.clock import SystemClock
-from dask_fleet.server.auth import digest, new_token
 from dask_fleet.testing.served import ServedFleet
 
 pytestmark = pytest.mark.promise
@@ -44,33 +40,6 @@ class Verdict:
     """Memory hogs whose record has the peak."""
     workers_left: int
     """Slots at the end: as many as at the beginning."""
-
-
-def add_users(data_dir: Path, names: list[str]) -> dict[str, str]:
-    """Put a token for each user into a ledger that no server has open; return the tokens."""
-
-    data_dir.mkdir(mode=0o700, parents=True)
-
-    async def add() -> dict[str, str]:
-        clock = SystemClock()
-        ledger = SQLiteLedger(data_dir / "ledger.db", clock=clock)
-        await ledger.open()
-        tokens = {name: new_token() for name in names}
-        for name, token in tokens.items():
-            await ledger.put_token(
-                TokenRecord(
-                    token_id=name,
-                    digest=digest(token),
-                    user=name,
-                    tenant="default",
-                    scopes=frozenset({"submit", "read"}),
-                    created_us=clock.now_us(),
-                )
-            )
-        await ledger.close()
-        return tokens
-
-    return asyncio.run(add())
 
 
 def plan() -> list[tuple[str, int]]:

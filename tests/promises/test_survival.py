@@ -14,6 +14,7 @@ import psutil
 import pytest
 from tests.promises import service_survival
 from tests.promises.form import FULL, Record, Serve
+from tests.promises.users import add_users
 
 from dask_fleet.testing.served import ServedFleet
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.promise
 KILLS = 50 if FULL else 2
 """Of each kind of process."""
 STOPS = 200 if FULL else 4
-ROUNDS = 10 if FULL else 1
+ROUNDS = 9 if FULL else 1
 """Of functions that never end, each of six kinds."""
 SEED = 20261121
 ORPHAN_S = 10.0
@@ -39,15 +40,20 @@ ENDLESS = [
 ]
 
 
+USERS = 32
+"""So many take turns that none of them has ten processes killed in a minute and is paused: that is another promise."""
+
+
 class Survivors:
     """A fleet whose jobs outlast processes, and the folder in which they note their starts."""
 
     def __init__(self, fleet: ServedFleet, folder: Path) -> None:
         self.fleet = fleet
         self._folder = folder
+        self._tokens = list(add_users(fleet.data_dir, (f"user{number}" for number in range(USERS))).values())
 
     def start(self, n: int) -> str:
-        job_id: str = self.fleet.post("survival/gated", {"n": n}).json()["job_id"]
+        job_id: str = self.fleet.post("survival/gated", {"n": n}, token=self._tokens[n % USERS]).json()["job_id"]
         self.fleet.until(lambda: self.starts(n), f"job {n} to start", timeout_s=60)
         return job_id
 
