@@ -67,3 +67,8 @@ def test_scripts_are_posix_shell(script: Path) -> None:
     assert script.read_text("utf-8").startswith("#!/bin/sh\n")
     done = subprocess.run(["/bin/sh", "-n", str(script)], capture_output=True, text=True, timeout=10, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_decisions_have_numbers_of_their_own() -> None:
+    numbers = [path.name[:4] for path in sorted((ROOT / "docs" / "decisions").glob("*.md"))]
+    assert numbers == [f"{number:04}" for number in range(1, len(numbers) + 1)]
