@@ -66,6 +66,10 @@ class AgentHandle:
         self.reserved = 0
         self.reserved_alone = 0
         """Of the reserved slots, those for suspects."""
+        self.leased = 0
+        """Slots lent to clusters."""
+        self.promised = 0
+        """Slots kept from jobs for the first worker of a cluster that waits longer than they do."""
         self.lost = False
         """It is given up: whatever it may still hold is run again elsewhere."""
         self.window = Window()
@@ -113,7 +117,7 @@ class AgentHandle:
         """Slots that nothing uses; negative while work is given ahead."""
         if self._send is None:
             return 0
-        free = self.slots - len(self._held) - self.reserved
+        free = self.slots - len(self._held) - self.reserved - self.leased - self.promised
         if self._alone or self.reserved_alone:
             free -= (self._alone + self.reserved_alone) * (self.nthreads - 1)  # a suspect takes its whole process
         return free
@@ -129,8 +133,9 @@ class AgentHandle:
         free = self.free
         if free > 0:
             return True
-        if self._send is None or not self.window.ahead:
-            return False
+        if self._send is None or not self.window.ahead or self.promised:
+            return False  # what is given ahead would take the slots that are promised
+        slots = self.slots - self.leased
         # Nothing is given ahead behind an attempt that already takes longer than what the window was made from.
         before = self._clock.monotonic() - LONG_S
         long = self._not_short
@@ -138,7 +143,7 @@ class AgentHandle:
             if held.since > before:
                 break
             long += held.short
-        return long < self.slots and free + self.window.ahead * (self.slots - long) // self.slots > 0
+        return long < slots and free + self.window.ahead * (slots - long) // slots > 0
 
     def can_run(self, lane: Lane) -> bool:
         """Whether its workers have loaded that service at that version."""

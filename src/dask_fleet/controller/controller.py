@@ -53,6 +53,8 @@ class Controller:
         max_queued: int = 100_000,
         row_retention_s: float = 90 * 86_400.0,
         logs_max_bytes: int = DEFAULT_LOGS_MAX_BYTES,
+        max_clusters_per_user: int = 20,
+        max_cluster_workers: int | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.ledger = ledger
@@ -96,8 +98,17 @@ class Controller:
         self._log_sweeper = LogSweeper(
             self.logs, ledger, max_bytes=logs_max_bytes, is_active=lambda seq: seq in self._dispatcher.by_seq
         )
-        self.clusters = Clusters()
         self.versions = {service.name: service.version for service in manifest.services}
+        self.clusters = Clusters(
+            ledger=ledger,
+            agents=self.agents,
+            dispatcher=self._dispatcher,
+            alarms=self._alarms,
+            clock=self.clock,
+            spawn=self._spawn,
+            max_per_user=max_clusters_per_user,
+            max_workers=max_cluster_workers,
+        )
         self.sessions = Sessions(
             agents=self.agents,
             dispatcher=self._dispatcher,
@@ -110,6 +121,7 @@ class Controller:
             ledger_id=lambda: ledger.ledger_id,
             targets=[service.target for service in manifest.services],
             versions=self.versions,
+            clusters=self.clusters,
         )
 
     # ------------------------------------------------------------------ life
@@ -129,6 +141,7 @@ class Controller:
                     running += 1
             if len(page) < _RECOVERY_PAGE:
                 break
+        await self.clusters.start()
         await self.sessions.take_up()
         self._spawn(self.sessions.leases.keep_forever(), "leases")
         if queued or running:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from dask_fleet.controller.agents import AgentHandle, Agents, HeldAttempt
 from dask_fleet.controller.alarms import Alarms
@@ -32,6 +32,29 @@ def _ignore(_handle: AgentHandle) -> None:
     pass
 
 
+class SlotTurns(Protocol):
+    """Who else takes slots, in turns with the queue."""
+
+    hungry: bool
+    """Whether it lacks any; else it is not asked."""
+
+    def before_jobs(self) -> None:
+        """Take what comes before queued runs."""
+
+    def after_jobs(self) -> None:
+        """Take what queued runs have left."""
+
+
+class _NobodyElse:
+    hungry = False
+
+    def before_jobs(self) -> None:
+        pass
+
+    def after_jobs(self) -> None:
+        pass
+
+
 class Dispatcher:
     """The queue and the slots.
 
@@ -53,6 +76,8 @@ class Dispatcher:
         self.paused = False
         """While draining: nothing new is started."""
         self.breaker = Breaker()
+        self.others: SlotTurns = _NobodyElse()
+        """Clusters, which take their slots from the same agents."""
         self.on_claimed_for_lost: Callable[[AgentHandle], None] = _ignore
         """Called when an attempt was claimed for an agent that was given up while the claim was being written."""
 
@@ -136,7 +161,26 @@ class Dispatcher:
         return deadline_us is not None and deadline_us <= self._clock.now_us()
 
     def pump(self) -> None:
-        """Give free slots to queued runs until one of both is used up."""
+        """Give free slots to queued runs, and to clusters in their turns, until one of both is used up."""
+        if not self.others.hungry or self.paused:
+            self._pump_queue()
+            return
+        self.others.before_jobs()
+        self._pump_queue()
+        self.others.after_jobs()
+
+    def head_since(self) -> float | None:
+        """Return since when (monotonic clock) the queued run waits that gets the next slot, or ``None`` if none waits."""
+        if not len(self.queue):
+            return None
+        entry = self.queue.peek(lambda lane: any(handle.connected and handle.can_run(lane) for handle in self._agents))
+        job = None if entry is None else self.by_seq.get(entry.seq)
+        if job is None:
+            return None
+        waits_s = (self._clock.now_us() - max(job.opened_us, job.not_before_us)) / 1e6
+        return self._clock.monotonic() - max(waits_s, 0.0)
+
+    def _pump_queue(self) -> None:
         chosen: dict[Lane, AgentHandle | None] = {}
 
         def has_slot(lane: Lane) -> bool:

@@ -103,8 +103,25 @@ class FairQueue:
 
     def pop(self, can_run: Callable[[Lane], bool]) -> QueuedRun | None:
         """Take the next run of a lane for which `can_run` holds, of a user who is not paused, or ``None``."""
+        chosen, _ = self._next(can_run)
+        if chosen is None:
+            return None
+        self._turn += 1
+        entry = chosen.take(self._turn)
+        self._served[entry.owner] = self._turn
+        del self._alive[entry.seq]
+        if not self._alive:
+            self._forget()
+        return entry
+
+    def peek(self, can_run: Callable[[Lane], bool]) -> QueuedRun | None:
+        """Return what `pop` would take now, and leave it in the line."""
+        return self._next(can_run)[1]
+
+    def _next(self, can_run: Callable[[Lane], bool]) -> tuple[_Level | None, QueuedRun | None]:
         best: tuple[int, int, int] | None = None
         chosen: _Level | None = None
+        first: QueuedRun | None = None
         for lane in list(self._lanes):
             if not can_run(lane):
                 continue
@@ -118,19 +135,11 @@ class FairQueue:
                 served, entry = head
                 rank = (-priority, served, entry.seq)
                 if best is None or rank < best:
-                    best, chosen = rank, levels[priority]
+                    best, chosen, first = rank, levels[priority], entry
                 break
             if not levels:
                 del self._lanes[lane]
-        if chosen is None:
-            return None
-        self._turn += 1
-        entry = chosen.take(self._turn)
-        self._served[entry.owner] = self._turn
-        del self._alive[entry.seq]
-        if not self._alive:
-            self._forget()
-        return entry
+        return chosen, first
 
     def _forget(self) -> None:
         # Nobody waits: whoever was served last has no debt any more, and the books do not grow with users.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from dask_fleet.controller.agents import AgentHandle, Agents, AttemptKey, HeldAttempt, Send, agent_home
 from dask_fleet.controller.changes import Changes
+from dask_fleet.controller.clusters.manager import Clusters
 from dask_fleet.controller.dispatcher import Dispatcher, Spawn, start_frame
 from dask_fleet.controller.leases import LeaseKeeper
 from dask_fleet.controller.logs import JobLogs
@@ -17,6 +18,7 @@ from dask_fleet.model.leases import LEASE_S
 from dask_fleet.model.states import RunState
 from dask_fleet.plugins.clock import Clock
 from dask_fleet.plugins.ledger import Ledger
+from dask_fleet.protocol.cluster_frames import NeedCluster
 from dask_fleet.protocol.frames import (
     HEARTBEAT_S,
     PROTOCOL_VERSION,
@@ -52,6 +54,7 @@ class Sessions:
         ledger_id: Callable[[], str],
         targets: list[str],
         versions: dict[str, str],
+        clusters: Clusters,
     ) -> None:
         self._agents = agents
         self._dispatcher = dispatcher
@@ -64,6 +67,7 @@ class Sessions:
         self._ledger_id = ledger_id
         self._targets = targets
         self._versions = versions
+        self._clusters = clusters
         self._losing: set[AttemptKey] = set()
         """Attempts whose loss is being written: an agent that comes back meanwhile must not go on with them."""
         dispatcher.on_claimed_for_lost = self._lose_late_claims
@@ -122,6 +126,7 @@ class Sessions:
             if other is not handle and other.home == handle.home and not other.connected:
                 self._spawn(self.leases.release(other.agent_id), f"release-{other.agent_id}")
                 self._lose_all(other, "its agent died", spared=says)
+        self._clusters.hearing.attached(handle, hello, is_ours=hello.ledger_id in {"", ledger_id})
         return handle
 
     def adopt_from_ledger(self, job: JobRecord) -> None:
@@ -152,6 +157,8 @@ class Sessions:
                 case Outcome():
                     if frame.log_bytes:
                         self._logs.expect(frame.seq, frame.attempt, frame.log_bytes)
+                    if self._clusters.book.by_attempt:
+                        self._clusters.attempt_ended(frame.seq, frame.attempt)
                     self._spawn(self._outcomes.record(handle, frame), f"outcome-{frame.seq}-{frame.attempt}")
                 case Progress():
                     held = handle.held.get((frame.seq, frame.attempt))
@@ -170,8 +177,12 @@ class Sessions:
                 case Heartbeat():
                     if frame.held is not None:
                         self._send_missing(handle, {(ref.seq, ref.attempt) for ref in frame.held})
+                case NeedCluster():
+                    self._spawn(self._clusters.need(handle, frame), f"need-{frame.seq}-{frame.attempt}")
                 case Hello():
                     raise ProtocolError("a second Hello on one connection")
+                case _:
+                    self._clusters.hearing.receive(handle, frame)
 
     def _send_missing(self, handle: AgentHandle, holds: set[tuple[int, int]]) -> None:
         """Send again what the agent should hold and does not: whatever became of the first frame, the run must go on."""
@@ -212,6 +223,7 @@ class Sessions:
         log.warning("agent lost", extra={"action": "agent_lost", "agent": handle.agent_id, "held": len(handle.held)})
         handle.lost = True
         self._agents.forget(handle)
+        self._clusters.hearing.lost(handle.agent_id, message)
         for key, held in list(handle.held.items()):
             if key in spared:
                 handle.drop(key)  # its successor's now

@@ -2,18 +2,194 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
 
-from dask_fleet.controller.agents import AgentHandle
+from msgspec.structs import replace
+
+from dask_fleet.controller.agents import AgentHandle, Agents
+from dask_fleet.controller.alarms import Alarms
+from dask_fleet.controller.clusters import placing
+from dask_fleet.controller.clusters.book import Book, Entry, Held
+from dask_fleet.controller.clusters.for_jobs import JobClusters
+from dask_fleet.controller.clusters.hearing import Hearing
+from dask_fleet.controller.clusters.keeper import START_S, Keeper, wake
+from dask_fleet.controller.clusters.signing import Signer
+from dask_fleet.controller.clusters.slots import SlotGiver
 from dask_fleet.controller.clusters.view import ClusterView
-from dask_fleet.model.clusters import ClusterEventRecord, ClusterRecord, NewCluster
+from dask_fleet.controller.clusters.waiting import waiting_for
+from dask_fleet.controller.dispatcher import Dispatcher
+from dask_fleet.model.clusters import (
+    ClusterEventRecord,
+    ClusterKind,
+    ClusterRecord,
+    ClusterState,
+    NewCluster,
+    SlotLeaseState,
+)
+from dask_fleet.model.errors import ClusterImpossible, Conflict, Draining, FleetError, NotFound, QuotaExceeded
+from dask_fleet.plugins.clock import Clock
+from dask_fleet.plugins.ledger import Ledger
 from dask_fleet.protocol.cluster_frames import NeedCluster
+
+log = logging.getLogger(__name__)
+
+Spawn = Callable[[Coroutine[Any, Any, None], str], None]
+
+SIGNED_KEPT_S = 60.0
+"""How long a certificate that was signed ahead waits for who asked for it."""
+
+TICK_S = 1.0
+"""How often idle times, lifetimes and unanswered frames are looked at, while there are clusters."""
+
+
+_LIVING = frozenset({ClusterState.PENDING, ClusterState.STARTING, ClusterState.RUNNING})
+_CLOSE_RECORDED_S = 10.0
 
 
 class Clusters:
     """Every living cluster, and the slots lent to it."""
 
-    async def create(self, new: NewCluster, csr: bytes | None = None) -> ClusterRecord:
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        agents: Agents,
+        dispatcher: Dispatcher,
+        alarms: Alarms,
+        clock: Clock,
+        spawn: Spawn,
+        max_per_user: int = 20,
+        max_workers: int | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._agents = agents
+        self._dispatcher = dispatcher
+        self._alarms = alarms
+        self._clock = clock
+        self._max_per_user = max_per_user
+        self._max_workers = max_workers
+        self.book = Book(agents)
+        self._signer = Signer(agents, self.book)
+        self._keeper = Keeper(
+            book=self.book,
+            ledger=ledger,
+            agents=agents,
+            alarms=alarms,
+            clock=clock,
+            spawn=spawn,
+            changed=self._changed,
+            opened=self._opened,
+            lost=self._lost,
+        )
+        self._slots = SlotGiver(
+            book=self.book,
+            agents=agents,
+            clock=clock,
+            touch=self._keeper.touch,
+            since_head=dispatcher.head_since,
+        )
+        dispatcher.others = self._slots
+        self.hearing = Hearing(
+            book=self.book, agents=agents, clock=clock, touch=self._keeper.touch, changed=self._changed,
+            signer=self._signer, spawn=spawn,
+        )  # fmt: skip
+        self._jobs = JobClusters(
+            clusters=self, book=self.book, agents=agents, dispatcher=dispatcher, slots=self._slots, clock=clock
+        )
+        self._signing: dict[tuple[str, bytes], asyncio.Task[tuple[bytes, bytes]]] = {}
+        self._creating: dict[tuple[str, str], int] = {}
+        self._ticks = False
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Take up the clusters of the ledger (which must be open), before any agent is heard of."""
+        now = self._clock.monotonic()
+        for record in await self._ledger.clusters(limit=1_000_000):
+            self.book.add(Entry(record, now=now))
+        for lease in await self._ledger.slot_leases():
+            entry = self.book.entries.get(lease.cluster_id)
+            if entry is None:  # failed, and its slots were not back yet
+                ended = await self._ledger.get_cluster(lease.cluster_id)
+                assert ended is not None, "a cluster that holds slots is not purged"
+                entry = Entry(ended, now=now)
+                self.book.add(entry)
+            held = Held(lease, recorded=True)
+            held.joined = lease.state is SlotLeaseState.JOINED
+            self.book.hold(entry, held)
+        for entry in self.book:
+            ever = await self._ledger.slot_leases(cluster_id=entry.record.cluster_id, ended=True)
+            entry.next_worker = 1 + max((int(lease.worker) for lease in ever), default=-1)
+            for agent in {entry.record.agent, *(held.lease.agent for held in entry.held.values())} - {None}:
+                assert agent is not None
+                self.hearing.expect(agent)
+            self._keeper.touch(entry)
+        if self.book.entries:
+            log.info("clusters taken up", extra={"action": "clusters_recovered", "clusters": len(self.book.entries)})
+            self._keep_ticking()
+
+    def _changed(self) -> None:
+        """Slots may be free, or wanted."""
+        self._slots.hungry = True
+        self._dispatcher.pump()
+
+    def _keep_ticking(self) -> None:
+        if not self._ticks:
+            self._ticks = True
+            self._alarms.after(TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        self._ticks = False
+        if not self.book.entries:
+            return
+        self._keep_ticking()
+        now, now_us = self._clock.monotonic(), self._clock.now_us()
+        for entry in self.book:
+            record = entry.record
+            if entry.is_wanted:
+                entry.close_reason = self._why_close(entry, now, now_us)
+                if record.state is ClusterState.PENDING and record.epoch == 0 and not entry.held:
+                    entry.fail_reason = placing.impossible(
+                        record.spec.pool, record.spec.threads_per_worker, self._slots.hosts()
+                    )
+                if record.state is ClusterState.STARTING and now - entry.starting_since > START_S:
+                    self._time_out_start(entry)
+            settled = record.state is ClusterState.RUNNING and all(
+                held.lease.state is SlotLeaseState.JOINED and held.retire_until is None for held in entry.held.values()
+            )
+            if not settled or not entry.is_wanted:
+                self._keeper.touch(entry)
+
+    def _time_out_start(self, entry: Entry) -> None:
+        handle = self._agents.get(entry.record.agent or "")
+        if handle is not None and handle.connected:  # else its lease decides
+            self.hearing.end_scheduler(entry, f"its scheduler did not start within {START_S:.0f} s on {handle.name}")
+
+    def _why_close(self, entry: Entry, now: float, now_us: int) -> str | None:
+        record = entry.record
+        spec = record.spec
+        if spec.max_lifetime_s is not None and now_us - record.created_us > spec.max_lifetime_s * 1e6:
+            return f"its lifetime of {spec.max_lifetime_s:g} s is over"
+        idle_s = self._idle_s(entry, now)
+        if spec.idle_timeout_s is not None and record.state is ClusterState.RUNNING and idle_s > spec.idle_timeout_s:
+            return f"nothing was computed on it for {spec.idle_timeout_s:g} s"
+        if record.kind is ClusterKind.JOB and not self._jobs.is_under_way(record):
+            return "its job's attempt has ended"
+        return None
+
+    def _idle_s(self, entry: Entry, now: float) -> float:
+        status = entry.status
+        if status is None or status.epoch != entry.record.epoch or status.idle_s <= 0:
+            return 0.0
+        return status.idle_s + now - entry.status_at
+
+    # ------------------------------------------------------------------ requests
+
+    async def create(self, new: NewCluster, csr: bytes | None = None, *, waits_s: float = 0.0) -> ClusterRecord:
         """Record a cluster and begin to bring it up; durable when this returns (``pending`` or ``starting``).
 
         Parameters
@@ -21,6 +197,8 @@ class Clusters:
         csr
             Certificate request (PEM) of the first client: it is signed as soon as the scheduler is there, so that `sign`
             with the same request answers at once.
+        waits_s
+            How long it waits already: a job's cluster has its job's place in the line.
 
         Raises
         ------
@@ -33,7 +211,55 @@ class Clusters:
         Draining, LedgerUnavailable
             Nothing was made.
         """
-        raise NotImplementedError
+        if self._dispatcher.paused:
+            raise Draining("the server is shutting down; ask again in a moment", retry_after_s=5)
+        owner = (new.tenant, new.user)
+        self._check_size(new)
+        if new.kind is ClusterKind.USER:
+            living = self.book.living(owner) + self._creating.get(owner, 0)
+            if living >= self._max_per_user:
+                raise QuotaExceeded(
+                    f"{new.user} has {living} clusters, as many as one user may have here: close one first"
+                    f" (`dask-fleet clusters list` names them), or raise max_clusters_per_user",
+                    limit=self._max_per_user,
+                )
+        self._creating[owner] = self._creating.get(owner, 0) + 1
+        # The caller may go away; what is recorded must be in the book.
+        task = asyncio.create_task(self._create(new, csr, waits_s), name=f"create-{new.cluster_id}")
+        task.add_done_callback(lambda _: self._created(owner))
+        return await asyncio.shield(task)
+
+    def _created(self, owner: tuple[str, str]) -> None:
+        left = self._creating[owner] - 1
+        if left:
+            self._creating[owner] = left
+        else:
+            del self._creating[owner]
+
+    async def _create(self, new: NewCluster, csr: bytes | None, waits_s: float) -> ClusterRecord:
+        record = await self._ledger.create_cluster(new)
+        entry = Entry(record, now=self._clock.monotonic() - waits_s)
+        entry.csr = csr
+        self.book.add(entry)
+        log.info("cluster created", extra={"action": "cluster_created", "cluster": record.cluster_id, "user": record.user})
+        self._keep_ticking()
+        self._changed()
+        return record
+
+    def _check_size(self, new: NewCluster) -> None:
+        spec = new.spec
+        if self._max_workers is not None and spec.n_workers > self._max_workers:
+            raise QuotaExceeded(
+                f"a cluster may have at most {self._max_workers} workers here, not {spec.n_workers}: ask for fewer,"
+                " or raise max_cluster_workers", limit=self._max_workers,
+            )  # fmt: skip
+        hosts = self._slots.hosts()
+        why = placing.impossible(spec.pool, spec.threads_per_worker, hosts)
+        if why is None and spec.pool not in self.hearing.pools and self.hearing.is_settled:
+            known = ", ".join(repr(pool) for pool in sorted(self.hearing.pools)) or "none"
+            why = f"there is no pool {spec.pool!r}; the pools are: {known}"
+        if why is not None:
+            raise ClusterImpossible(why)
 
     async def wait(self, cluster_id: str, timeout_s: float) -> ClusterRecord:
         """Return the cluster once it runs or has ended, or as it is after `timeout_s`.
@@ -43,7 +269,36 @@ class Clusters:
         NotFound
             If there is none.
         """
-        raise NotImplementedError
+        return await self._wait(
+            cluster_id, timeout_s, lambda record: record.state is ClusterState.RUNNING or record.state.is_terminal
+        )
+
+    async def _wait(self, cluster_id: str, timeout_s: float, done: Callable[[ClusterRecord], bool]) -> ClusterRecord:
+        entry = self.book.entries.get(cluster_id)
+        if entry is None:
+            return await self._ended(cluster_id)
+        deadline = self._clock.monotonic() + timeout_s
+        while not done(entry.record):
+            left_s = deadline - self._clock.monotonic()
+            if left_s <= 0:
+                break
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            entry.waiters.append(waiter)
+            try:
+                async with asyncio.timeout(left_s):
+                    await waiter
+            except TimeoutError:
+                break
+            finally:
+                if waiter in entry.waiters:
+                    entry.waiters.remove(waiter)
+        return entry.record
+
+    async def _ended(self, cluster_id: str) -> ClusterRecord:
+        record = await self._ledger.get_cluster(cluster_id)
+        if record is None:
+            raise NotFound("no such cluster")
+        return record
 
     async def sign(self, cluster_id: str, csr: bytes, *, role: str = "client") -> tuple[bytes, bytes]:
         """Return a certificate for the request and the cluster's authority (PEM both), from the agent of its scheduler.
@@ -59,17 +314,78 @@ class Clusters:
         AgentUnreachable
             If the agent of its scheduler does not answer.
         """
-        raise NotImplementedError
+        entry = self.book.entries.get(cluster_id)
+        if entry is None:
+            record = await self._ended(cluster_id)
+            raise Conflict(f"the cluster {record.name!r} is {record.state}", cluster_state=str(record.state))
+        ahead = self._signing.pop((cluster_id, csr), None)
+        if ahead is not None:
+            try:
+                return await asyncio.shield(ahead)
+            except FleetError:
+                pass  # it was asked too early, or of another scheduler
+        return await self._signer.sign(entry, csr, role=role)
 
-    async def scale(self, cluster_id: str, n_workers: int) -> ClusterRecord:
+    def _opened(self, entry: Entry) -> None:
+        """Its scheduler has come up: sign for the client that asked for it, before it asks."""
+        csr, entry.csr = entry.csr, None
+        if csr is not None:
+            key = (entry.record.cluster_id, csr)
+            task = asyncio.create_task(self._signer.sign(entry, csr, role="client"), name=f"sign-{key[0]}")
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever asks hears of it
+            self._signing[key] = task
+            self._alarms.after(SIGNED_KEPT_S, partial(self._forget_signed, key))
+
+    def _forget_signed(self, key: tuple[str, bytes]) -> None:
+        self._signing.pop(key, None)
+
+    def _lost(self, entry: Entry, why: str) -> None:
+        self._jobs.lost(entry, why)
+
+    def attempt_ended(self, seq: int, attempt: int) -> None:
+        """An attempt has ended, one way or the other: so does its cluster."""
+        entry = self.book.entries.get(self.book.by_attempt.get((seq, attempt), ""))
+        if entry is not None and entry.is_wanted:
+            entry.close_reason = "its job's attempt has ended"
+            self._keeper.touch(entry)
+
+    async def scale(self, cluster_id: str, n_workers: int, *, leave: Sequence[str] = ()) -> ClusterRecord:
         """Change how many workers the cluster is to have; workers come and go afterwards.
+
+        Parameters
+        ----------
+        leave
+            Names of the workers that are to go first, if any are.
 
         Raises
         ------
         NotFound, Conflict, QuotaExceeded
             There is none; it is closing or has ended; the user may not have so many.
         """
-        raise NotImplementedError
+        entry = self.book.entries.get(cluster_id)
+        if entry is None or not entry.is_wanted:
+            record = await self._ended(cluster_id)
+            raise Conflict(f"the cluster {record.name!r} is {record.state} and cannot be scaled; create a new one",
+                           cluster_state=str(record.state))
+        if self._max_workers is not None and n_workers > self._max_workers:
+            raise QuotaExceeded(
+                f"a cluster may have at most {self._max_workers} workers here, not {n_workers}: ask for fewer,"
+                " or raise max_cluster_workers", limit=self._max_workers,
+            )  # fmt: skip
+        task = asyncio.create_task(self._scale(entry, n_workers, tuple(leave)), name=f"scale-{cluster_id}")
+        return await asyncio.shield(task)
+
+    async def _scale(self, entry: Entry, n_workers: int, leave: Sequence[str]) -> ClusterRecord:
+        scaled = await self._ledger.scale_cluster(entry.record.cluster_id, n_workers)
+        if scaled is None:
+            raise Conflict(f"the cluster {entry.record.name!r} is being closed", cluster_state=str(ClusterState.CLOSING))
+        # Only the target: what else has happened meanwhile is the keeper's to take into the book.
+        entry.record = replace(entry.record, spec=scaled.spec)
+        entry.leave_first.update(leave)
+        wake(entry)
+        self._keeper.touch(entry)
+        self._changed()
+        return entry.record
 
     async def close(self, cluster_id: str, reason: str) -> ClusterRecord:
         """Begin to close a cluster; one that is closing or has ended stays as it is. `wait_closed` waits for the end.
@@ -79,11 +395,18 @@ class Clusters:
         NotFound
             If there is none.
         """
-        raise NotImplementedError
+        entry = self.book.entries.get(cluster_id)
+        if entry is None:
+            return await self._ended(cluster_id)
+        if entry.is_wanted:
+            entry.close_reason = reason
+            self._keeper.touch(entry)
+            await self._wait(cluster_id, _CLOSE_RECORDED_S, lambda record: record.state not in _LIVING)
+        return entry.record
 
     async def wait_closed(self, cluster_id: str, timeout_s: float) -> ClusterRecord:
         """Return the cluster once it has ended, or as it is after `timeout_s`."""
-        raise NotImplementedError
+        return await self._wait(cluster_id, timeout_s, lambda record: record.state.is_terminal)
 
     async def find(self, tenant: str, name_or_id: str) -> ClusterRecord:
         """Return the living cluster of the tenant with that name, or the one with that id, living or ended.
@@ -93,20 +416,38 @@ class Clusters:
         NotFound
             If there is none: the same for one that never was, and for another tenant's.
         """
-        raise NotImplementedError
+        for entry in self.book:
+            record = entry.record
+            if record.tenant == tenant and not record.state.is_terminal and name_or_id in {record.name, record.cluster_id}:
+                return record
+        ended = await self._ledger.get_cluster(name_or_id)
+        if ended is None or ended.tenant != tenant:
+            raise NotFound("no such cluster")
+        return ended
 
     async def list(self, tenant: str, *, living: bool = True, limit: int = 1000) -> Sequence[ClusterRecord]:
         """Return the tenant's clusters, newest first: living ones, or also those that ended."""
-        raise NotImplementedError
+        return await self._ledger.clusters(tenant=tenant, living=living, limit=limit)
 
     async def events(self, record: ClusterRecord) -> Sequence[ClusterEventRecord]:
         """Return the story of a cluster, oldest first."""
-        raise NotImplementedError
+        return await self._ledger.cluster_events(record.cluster_id)
 
     def status(self, record: ClusterRecord) -> ClusterView:
         """Say how a cluster is just now."""
-        raise NotImplementedError
+        entry = self.book.entries.get(record.cluster_id)
+        if entry is None:
+            return ClusterView(workers=0, wanted=record.spec.n_workers)
+        status = entry.status
+        return ClusterView(
+            workers=entry.workers,
+            wanted=entry.record.spec.n_workers,
+            waiting_for=waiting_for(entry, self._slots.hosts(), self.book, draining=self._dispatcher.paused),
+            tasks=status.tasks if status is not None else 0,
+            clients=status.clients if status is not None else 0,
+            idle_s=self._idle_s(entry, self._clock.monotonic()),
+        )
 
     async def need(self, handle: AgentHandle, frame: NeedCluster) -> None:
         """Give an attempt a cluster of its own; answered by a `JobCluster` to its agent, also where there will be none."""
-        raise NotImplementedError
+        await self._jobs.need(handle, frame)

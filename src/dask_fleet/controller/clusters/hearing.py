@@ -1,0 +1,195 @@
+"""What agents say of clusters becomes facts in the book; `Keeper` sees to what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from dask_fleet.controller.agents import AgentHandle, Agents, agent_home
+from dask_fleet.controller.clusters.book import Book, Entry
+from dask_fleet.controller.clusters.signing import Signer
+from dask_fleet.model.clusters import ClusterState, SlotLeaseState
+from dask_fleet.model.leases import LEASE_S
+from dask_fleet.plugins.clock import Clock
+from dask_fleet.protocol.cluster_frames import (
+    CloseCluster,
+    ClusterGone,
+    ClusterOpened,
+    ClusterStatus,
+    Retired,
+    Signed,
+    SlotsJoined,
+    SlotsLeft,
+    TakeSlots,
+    WantSignature,
+)
+from dask_fleet.protocol.frames import Hello
+
+Spawn = Callable[[Coroutine[Any, Any, None], str], None]
+
+ClusterFact = ClusterOpened | ClusterGone | ClusterStatus | Signed | WantSignature | SlotsJoined | SlotsLeft | Retired
+
+_HAS_SCHEDULER = frozenset({ClusterState.STARTING, ClusterState.RUNNING, ClusterState.CLOSING})
+
+
+class Hearing:
+    """Takes the frames of agents; none of them blocks the loop. Whatever is not of the present epoch is refused here."""
+
+    def __init__(
+        self,
+        *,
+        book: Book,
+        agents: Agents,
+        clock: Clock,
+        touch: Callable[[Entry], None],
+        changed: Callable[[], None],
+        signer: Signer,
+        spawn: Spawn,
+    ) -> None:
+        self._book = book
+        self._agents = agents
+        self._clock = clock
+        self._touch = touch
+        self._changed = changed
+        self._signer = signer
+        self._spawn = spawn
+        self._began = clock.monotonic()
+        self.pools: set[str] = set()
+        """Pools that an agent of was ever heard of."""
+
+    # ------------------------------------------------------------------ coming and going
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether whoever was there before this server has had the time to come back."""
+        return bool(self.pools) and self._clock.monotonic() - self._began > LEASE_S
+
+    def expect(self, agent: str) -> None:
+        """At start: an agent that lends slots, or runs a scheduler, and will come back or be found lost."""
+        self._agents.ensure(agent, agent_home(agent))
+        self._book.mirror(agent)
+
+    def attached(self, handle: AgentHandle, hello: Hello, *, is_ours: bool) -> None:
+        """An agent has said what it runs: go on with what is right, end what is not, mend what got lost on the way.
+
+        Parameters
+        ----------
+        is_ours
+            Whether it was this ledger that it worked for.
+        """
+        self.pools.add(handle.pool)
+        schedulers = {(ref.cluster, ref.epoch) for ref in hello.clusters}
+        leases = set(hello.leases)
+        book, agent = self._book, handle.agent_id
+        book.forget_strays(agent)
+        for cluster, epoch in schedulers:
+            entry = book.entries.get(cluster) if is_ours else None
+            record = None if entry is None else entry.record
+            if record is None or (record.epoch, record.agent) != (epoch, agent) or record.state not in _HAS_SCHEDULER:
+                handle.send(CloseCluster(cluster, epoch))
+        for lease_id in leases:
+            if not is_ours or (found := book.find(lease_id)) is None or found[1].lease.agent != agent:
+                book.stray(agent, lease_id)
+                handle.send(TakeSlots(lease_id, grace_s=0.0))
+        for entry in book:
+            record = entry.record
+            concerned = False
+            if record.agent == agent and record.state in _HAS_SCHEDULER:
+                concerned, entry.asked_at = True, None
+                runs = is_ours and (record.cluster_id, record.epoch) in schedulers
+                if not runs and record.state is not ClusterState.STARTING:
+                    entry.ended.setdefault(record.epoch, "its process ended while its agent could not be heard")
+            for held in entry.held.values():
+                if held.lease.agent != agent or not held.recorded:
+                    continue
+                concerned, held.sent_at, held.taken_at = True, None, None
+                runs = is_ours and held.lease.lease_id in leases
+                if not runs and (held.joined or held.lease.state is not SlotLeaseState.GRANTED):
+                    held.left = "its process ended while its agent could not be heard"
+            if concerned:
+                self._touch(entry)
+        book.mirror(agent)
+        self._changed()
+
+    def lost(self, agent: str, why: str) -> None:
+        """An agent is given up: what it ran for clusters is over."""
+        self._book.forget_strays(agent)
+        for entry in self._book:
+            concerned = False
+            record = entry.record
+            if record.agent == agent and record.state in _HAS_SCHEDULER:
+                concerned = True
+                entry.ended.setdefault(record.epoch, why)
+            for held in list(entry.held.values()):
+                if held.lease.agent == agent:
+                    concerned, held.left = True, why
+            if entry.open_on == agent:
+                concerned, entry.open_on = True, None
+                for held in entry.held.values():  # they were to join the scheduler that is opened somewhere else now
+                    if not held.recorded:
+                        held.left = why
+            if concerned:
+                self._touch(entry)
+
+    # ------------------------------------------------------------------ talking
+
+    def receive(self, handle: AgentHandle, frame: ClusterFact) -> None:
+        """Take one frame."""
+        match frame:
+            case ClusterOpened():
+                entry = self._of_epoch(handle, frame.cluster, frame.epoch)
+                if entry is None:
+                    handle.send(CloseCluster(frame.cluster, frame.epoch))  # a zombie's
+                else:
+                    entry.opened = frame
+                    self._touch(entry)
+            case ClusterGone():
+                entry = self._of_epoch(handle, frame.cluster, frame.epoch)
+                if entry is not None:
+                    entry.ended.setdefault(frame.epoch, frame.why)
+                    self._touch(entry)
+            case ClusterStatus():
+                entry = self._of_epoch(handle, frame.cluster, frame.epoch)
+                if entry is not None:
+                    entry.status, entry.status_at = frame, self._clock.monotonic()
+            case SlotsJoined():
+                found = self._book.find(frame.lease)
+                if found is None or found[1].lease.agent != handle.agent_id:
+                    self._book.stray(handle.agent_id, frame.lease)
+                    handle.send(TakeSlots(frame.lease, grace_s=0.0))
+                else:
+                    found[1].joined = True
+                    self._touch(found[0])
+            case SlotsLeft():
+                found = self._book.find(frame.lease)
+                if self._book.stray_left(handle.agent_id, frame.lease):
+                    self._changed()
+                elif found is not None and found[1].lease.agent == handle.agent_id:
+                    found[1].left = frame.why or "it left"
+                    self._touch(found[0])
+            case Retired():
+                entry = self._of_epoch(handle, frame.cluster, frame.epoch)
+                if entry is not None:
+                    for held in entry.held.values():
+                        if held.retire_until is not None and held.lease.worker in frame.workers:
+                            held.retire_until = self._clock.monotonic()
+                    self._touch(entry)
+            case Signed():
+                self._signer.signed(frame)
+            case WantSignature():
+                self._spawn(self._signer.sign_for_agent(handle.agent_id, frame), f"sign-{frame.lease}")
+
+    def end_scheduler(self, entry: Entry, why: str) -> None:
+        """Give the present scheduler up, whatever its agent still does with it."""
+        record = entry.record
+        handle = self._agents.get(record.agent or "")
+        if handle is not None:
+            handle.send(CloseCluster(record.cluster_id, record.epoch))
+        entry.ended.setdefault(record.epoch, why)
+        self._touch(entry)
+
+    def _of_epoch(self, handle: AgentHandle, cluster: str, epoch: int) -> Entry | None:
+        entry = self._book.entries.get(cluster)
+        if entry is None or entry.record.epoch != epoch or entry.record.agent != handle.agent_id:
+            return None
+        return entry

@@ -1,0 +1,155 @@
+"""Gives free slots to clusters: the first worker of each before and after jobs had their turn, growth only after them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dask_fleet.controller.agents import Agents
+from dask_fleet.controller.clusters import placing
+from dask_fleet.controller.clusters.book import Book, Entry, Held
+from dask_fleet.controller.clusters.placing import Grant, Host, Need
+from dask_fleet.model.clusters import ClusterKind, ClusterState, SlotLease
+from dask_fleet.model.ids import random_id
+from dask_fleet.plugins.clock import Clock
+
+
+class SlotGiver:
+    """Decides who gets which slots now. It plans in the book only; `touch` sees to what follows.
+
+    Parameters
+    ----------
+    since_head
+        Returns since when (monotonic clock) the queued run waits that would get the next slot, or ``None``.
+    """
+
+    def __init__(
+        self,
+        *,
+        book: Book,
+        agents: Agents,
+        clock: Clock,
+        touch: Callable[[Entry], None],
+        since_head: Callable[[], float | None],
+    ) -> None:
+        self._book = book
+        self._agents = agents
+        self._clock = clock
+        self._touch = touch
+        self._since_head = since_head
+        self._turns = placing.Turns()
+        self.hungry = False
+        """Whether a cluster lacks anything: while none does, jobs pay nothing for clusters."""
+
+    def hosts(self, pool: str | None = None) -> list[Host]:
+        """Return the connected agents, of one pool or of all."""
+        return [
+            Host(handle.agent_id, pool=handle.pool, slots=handle.slots, nthreads=handle.nthreads, free=handle.free)
+            for handle in self._agents
+            if handle.connected and pool in {None, handle.pool}
+        ]
+
+    # ------------------------------------------------------------------ the two turns of clusters
+
+    def before_jobs(self) -> None:
+        """Give first workers to clusters that wait longer than the next job does, and promise slots to the first of those
+        that find none.
+        """
+        for each in self._agents:
+            each.promised = 0
+        needs = [need for need in map(self._need, self._book) if need is not None and self._is_first(need)]
+        if not needs:
+            return
+        head = self._since_head()
+        if head is not None:
+            needs = [need for need in needs if need.urgent or need.since <= head]
+        grants, promise = placing.first_workers(needs, self.hosts(), self._turns)
+        self._carry_out(grants)
+        if promise is not None:
+            need, host = promise
+            handle = self._agents.get(host.agent)
+            assert handle is not None, "hosts are made of handles"
+            handle.promised = need.threads
+
+    def after_jobs(self) -> None:
+        """Give what jobs have left: first workers, then growth; open schedulers that need no slots."""
+        needs = [need for need in map(self._need, self._book) if need is not None]
+        grants, _ = placing.first_workers([need for need in needs if self._is_first(need)], self.hosts(), self._turns)
+        self._carry_out(grants)
+        # Whoever still has no worker comes before those that have one: while anybody waits for its first, on slots that
+        # would do for it, nobody grows on them.
+        needs = [need for need in map(self._need, self._book) if need is not None]
+        first = [need for need in needs if self._is_first(need)]
+        hosts = [
+            host for host in self.hosts()
+            if not any(need.pool == host.pool and need.threads <= host.slots for need in first)
+        ]
+        self._carry_out(placing.growth([need for need in needs if not self._is_first(need)], hosts, self._turns))
+        lacking = [need for need in map(self._need, self._book) if need is not None]
+        idle_schedulers = self._open_without_slots()
+        self.hungry = bool(lacking) or idle_schedulers
+        self._turns.forget({need.owner for need in lacking})
+
+    # ------------------------------------------------------------------ inside
+
+    def _need(self, entry: Entry) -> Need | None:
+        record = entry.record
+        if not entry.is_wanted:
+            return None
+        live = len(entry.live)
+        missing = record.spec.n_workers - live
+        if missing <= 0 or entry.not_before > self._clock.monotonic():
+            return None
+        return Need(
+            cluster_id=record.cluster_id,
+            owner=entry.owner,
+            pool=record.spec.pool,
+            threads=record.spec.threads_per_worker,
+            missing=missing,
+            since=entry.since,
+            near=record.agent or entry.open_on,
+            urgent=live == 0 and record.epoch > 0 and record.kind is not ClusterKind.SPARE,
+        )
+
+    def _is_first(self, need: Need) -> bool:
+        return not self._book.entries[need.cluster_id].live
+
+    def _carry_out(self, grants: list[Grant]) -> None:
+        for grant in grants:
+            entry = self._book.entries[grant.cluster_id]
+            record, handle = entry.record, self._agents.get(grant.agent)
+            assert handle is not None, "hosts are made of handles"
+            threads = record.spec.threads_per_worker
+            if record.state is ClusterState.PENDING and entry.open_on is None:
+                entry.open_on = grant.agent
+            lease = SlotLease(
+                lease_id=random_id("lease"),
+                cluster_id=record.cluster_id,
+                epoch=entry.epoch_to_be,
+                agent=grant.agent,
+                worker=str(entry.next_worker),
+                threads=threads,
+                # A shared process has as many threads as its agent gave it; more take a process of their own.
+                fresh=record.kind is not ClusterKind.JOB or threads > handle.nthreads,
+            )
+            entry.next_worker += 1
+            self._book.hold(entry, Held(lease, recorded=False))
+            self._touch(entry)
+
+    def _open_without_slots(self) -> bool:
+        """Open schedulers that need no slot: of clusters without workers, and of those that lost theirs, at once.
+
+        Returns whether any still waits for an agent.
+        """
+        waits = False
+        for entry in self._book:
+            record = entry.record
+            if record.state is not ClusterState.PENDING or entry.open_on is not None or not entry.is_wanted:
+                continue
+            if record.spec.n_workers == 0 or entry.recovers:
+                host = placing.scheduler_host(self.hosts(), record.spec.pool)
+                if host is None:
+                    waits = True
+                    continue
+                entry.open_on = host.agent
+                self._touch(entry)
+        return waits

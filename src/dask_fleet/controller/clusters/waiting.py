@@ -1,0 +1,51 @@
+"""What a cluster waits for, in a sentence. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dask_fleet.controller.clusters.book import Book, Entry
+from dask_fleet.controller.clusters.placing import Host
+from dask_fleet.model.clusters import ClusterState
+
+
+def waiting_for(entry: Entry, hosts: Sequence[Host], book: Book, *, draining: bool) -> str | None:
+    """Say what a cluster waits for; ``None`` if it has all that was asked for, or has ended."""
+    record = entry.record
+    if record.state is ClusterState.CLOSING:
+        return f"its last {len(entry.held)} workers to leave" if entry.held else "its scheduler to end"
+    if record.state.is_terminal or not entry.is_wanted:
+        return None
+    if draining:
+        return "the server to be started again: it is shutting down"
+    missing = record.spec.n_workers - len(entry.live)
+    if record.state is ClusterState.STARTING:
+        return f"its scheduler to start on agent {record.agent}"
+    if missing <= 0:
+        joining = sum(not held.joined for held in entry.live)
+        return f"{_workers(joining)} to join" if joining else None
+    return _slots(entry, missing, [host for host in hosts if host.pool == record.spec.pool], book)
+
+
+def _slots(entry: Entry, missing: int, hosts: Sequence[Host], book: Book) -> str:
+    spec = entry.record.spec
+    if not hosts:
+        return f"an agent of pool {spec.pool!r}: none is connected"
+    slots = sum(host.slots for host in hosts)
+    what = f"slots for {_workers(missing)}" + (f" of {spec.threads_per_worker} each" if spec.threads_per_worker > 1 else "")
+    fits = sum(host.slots // spec.threads_per_worker for host in hosts)
+    if spec.n_workers > fits:
+        return (
+            f"{what}: pool {spec.pool!r} has {slots} slots, room for {fits} of the {spec.n_workers} workers that are wanted;"
+            " add agents, or scale the cluster down"
+        )
+    lent = sum(book.taken(host.agent) for host in hosts)
+    others = sum(
+        other is not entry and other.is_wanted and not other.live and other.record.spec.n_workers > 0 for other in book
+    )
+    behind = f"; clusters that wait for their first worker: {others} more" if others else ""
+    return f"{what}: of the {slots} slots of pool {spec.pool!r}, {lent} are lent to clusters, the rest to jobs{behind}"
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' * (count != 1)}"
