@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dask_fleet.ledger import cluster_changes
 from dask_fleet.ledger.cluster_changes import ClusterDraft
-from dask_fleet.ledger.clusters import name_in_use
+from dask_fleet.ledger.clusters import id_in_use, name_in_use
 from dask_fleet.model.clusters import (
     ClusterChange,
     ClusterEventRecord,
@@ -30,6 +30,8 @@ class MemoryClusters:
     def create(self, new: NewCluster, now_us: int) -> ClusterRecord:
         """See `Ledger.create_cluster`."""
         self._check_name(new.tenant, new.name)
+        if new.cluster_id in self._clusters:
+            raise id_in_use(new.cluster_id)
         record, draft = cluster_changes.created(new, now_us=now_us)
         return self._write(record, draft, now_us)
 

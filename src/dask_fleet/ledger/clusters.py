@@ -26,6 +26,11 @@ def name_in_use(name: str) -> Conflict:
     return Conflict(f"a cluster named {name!r} is there already: take another name, or close that one first", name=name)
 
 
+def id_in_use(cluster_id: str) -> Conflict:
+    """Return what is raised where a cluster, living or ended, has the id."""
+    return Conflict(f"the cluster {cluster_id} was made before", cluster_id=cluster_id)
+
+
 class Clusters:
     """Reads, decides (`cluster_changes`), writes."""
 
@@ -37,6 +42,8 @@ class Clusters:
     def create(self, new: NewCluster) -> ClusterRecord:
         """See `Ledger.create_cluster`."""
         self._check_name(new.tenant, new.name)
+        if self._cluster(new.cluster_id) is not None:
+            raise id_in_use(new.cluster_id)
         record, draft = cluster_changes.created(new, now_us=self._writes.now_us)
         self._execute(_SQL["insert_cluster"], cluster_rows.row_of_cluster(record))
         self._tell(record.cluster_id, draft)

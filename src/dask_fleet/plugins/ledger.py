@@ -201,7 +201,7 @@ class Ledger(ABC):
         Raises
         ------
         Conflict
-            If a living cluster of the tenant has the name.
+            If a living cluster of the tenant has the name, or any cluster, living or ended, has the id.
         """
 
     @abstractmethod

@@ -23,6 +23,9 @@ class StubClusters(Clusters):
         self.waiting_for: str | None = None
         self._changed = asyncio.Event()
 
+    async def start(self) -> None:
+        """Nothing was there before."""
+
     def change(self, cluster_id: str, **fields: object) -> ClusterRecord:
         record = self.records[cluster_id] = msgspec.structs.replace(self.records[cluster_id], **fields)
         changed, self._changed = self._changed, asyncio.Event()
@@ -40,7 +43,7 @@ class StubClusters(Clusters):
             agent="local-a",
         )
 
-    async def create(self, new: NewCluster, csr: bytes | None = None) -> ClusterRecord:
+    async def create(self, new: NewCluster, csr: bytes | None = None, *, waits_s: float = 0.0) -> ClusterRecord:
         if any(
             (each.tenant, each.name) == (new.tenant, new.name) and not each.state.is_terminal
             for each in self.records.values()
@@ -76,7 +79,7 @@ class StubClusters(Clusters):
         self.signed.append(csr)
         return b"CERTIFICATE", record.ca
 
-    async def scale(self, cluster_id: str, n_workers: int) -> ClusterRecord:
+    async def scale(self, cluster_id: str, n_workers: int, *, leave: Sequence[str] = ()) -> ClusterRecord:
         record = self.records[cluster_id]
         return self.change(cluster_id, spec=msgspec.structs.replace(record.spec, n_workers=n_workers))
 

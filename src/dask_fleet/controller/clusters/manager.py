@@ -203,7 +203,7 @@ class Clusters:
         Raises
         ------
         Conflict
-            If a living cluster of the tenant has the name.
+            If a living cluster of the tenant has the name, or the id was used before.
         QuotaExceeded
             If the user has as many clusters, or asks for as many workers, as the server allows.
         ClusterImpossible

@@ -109,6 +109,8 @@ class ClusterScenarios(LedgerMaker):
             await ledger.create_cluster(new_cluster(cluster_id="cluster-2"))
         await ledger.create_cluster(new_cluster(cluster_id="cluster-3", tenant="other"))
         assert await ledger.change_cluster(change_of(first, ClusterEvent.CLOSED)) is not None
+        with pytest.raises(Conflict, match=first.cluster_id):
+            await ledger.create_cluster(new_cluster(cluster_id=first.cluster_id))
         await ledger.create_cluster(new_cluster(cluster_id="cluster-4"))
         both = await asyncio.gather(
             *(ledger.create_cluster(new_cluster("d", cluster_id=f"cluster-{n}")) for n in (5, 6)), return_exceptions=True
