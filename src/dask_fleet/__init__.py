@@ -8,6 +8,10 @@ and what a caller needs::
 
     from dask_fleet import Client, AsyncClient
 
+and who wants a Dask cluster::
+
+    from dask_fleet import FleetCluster
+
 Names are loaded when they are first used, so that ``import dask_fleet`` costs nothing.
 """
 
@@ -16,7 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dask_fleet.client import AsyncClient, AsyncJob, Client, Job, as_completed
+    from dask_fleet.client import AsyncClient, AsyncJob, Client, FleetCluster, Job, as_completed
     from dask_fleet.model.errors import FleetError
     from dask_fleet.services import Service, cancelled, progress
 
@@ -26,6 +30,7 @@ _HOMES = {
     "AsyncClient": "dask_fleet.client",
     "AsyncJob": "dask_fleet.client",
     "Client": "dask_fleet.client",
+    "FleetCluster": "dask_fleet.client",
     "FleetError": "dask_fleet.model.errors",
     "Job": "dask_fleet.client",
     "Service": "dask_fleet.services",
@@ -38,6 +43,7 @@ __all__ = [
     "AsyncClient",
     "AsyncJob",
     "Client",
+    "FleetCluster",
     "FleetError",
     "Job",
     "Service",

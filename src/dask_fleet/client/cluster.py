@@ -1,0 +1,531 @@
+"""``FleetCluster``: a Dask cluster on a fleet's warm processes, as any other ``distributed.deploy.Cluster``."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import functools
+import math
+import threading
+import weakref
+from collections.abc import Generator, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+from urllib.parse import urlsplit
+
+from distributed.core import Status, rpc
+from distributed.deploy.adaptive import Adaptive
+from distributed.deploy.cluster import Cluster
+from distributed.utils import Log, Logs, format_dashboard_link
+
+from dask_fleet.client import cluster_watch, embedded
+from dask_fleet.client.cluster_request import Duration, memory_bytes, request_body, whole
+from dask_fleet.client.cluster_security import ClusterSecurity
+from dask_fleet.client.cluster_taking import ENDED, POLL_S, TELL_AFTER_S, Taken
+from dask_fleet.client.control import in_thread
+from dask_fleet.config import Secret, load_client_here
+from dask_fleet.model.clusters import DEFAULT_IDLE_TIMEOUT_S
+from dask_fleet.model.durations import parse_duration_s
+from dask_fleet.model.errors import FleetError, NotFound
+
+
+class FleetAdaptive(Adaptive):  # type: ignore[misc]
+    """Dask's adaptive scaling; the server has workers retired, with their data moved, before it takes them back."""
+
+    async def scale_down(self, workers: Iterable[Any]) -> None:
+        """Give so many workers back."""
+        if workers:
+            await self.cluster.scale_down(workers)
+
+
+class FleetCluster(Cluster):  # type: ignore[misc]
+    """A Dask cluster taken from a fleet, usually within a fraction of a second.
+
+    Without a server configured it runs on an embedded fleet: a process of its own on this machine, which ends with this one.
+
+    Parameters
+    ----------
+    n_workers
+        Dask workers. It starts with what is free and grows. By default 1, on an embedded fleet as many as there are CPUs.
+    threads_per_worker, memory_limit, resources
+        Of each worker. The memory limit is the pool's if not given.
+    name
+        To find it by; unique among the living clusters of the tenant. Made up if not given.
+    pool
+        Where its workers run.
+    idle_timeout, max_lifetime
+        Seconds, or text such as ``"20m"``; ``None`` for no limit. Idle is who computes nothing and whose clients are silent.
+    config
+        Dask's configuration for its scheduler and workers.
+    preload, scheduler_preload
+        Modules that workers, and the scheduler, import first.
+    worker_options
+        The same by the names of ``distributed.Worker``: ``nthreads``, ``memory_limit``, ``resources``, ``preload``.
+    dashboard
+        Whether the scheduler serves one, on its host's loopback.
+    shutdown_on_close
+        Whether it ends with this object. If not, find it again with `from_name`.
+    timeout
+        How long to wait until it runs; ``None`` for ever. What it waits for is printed.
+    quiet
+        Print nothing.
+    url, token, ca_file, fingerprint
+        The server, as of `Client`.
+    asynchronous, loop
+        As of ``distributed.LocalCluster``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument cannot be.
+    Conflict
+        If the name is in use.
+    ClusterImpossible, QuotaExceeded
+        If the pool, or the user, can never have such a cluster.
+    VersionMismatch
+        If Dask would fail between the versions here and there; lesser differences are warned of.
+    ClusterFailed
+        If it could not be brought up.
+    WaitTimeout
+        If it does not run within `timeout`. In each case nothing is left running.
+
+    Examples
+    --------
+    ::
+
+        with FleetCluster(n_workers=8) as cluster, distributed.Client(cluster) as client:
+            client.submit(sum, range(10)).result()
+    """
+
+    _instances: ClassVar[weakref.WeakSet[FleetCluster]] = weakref.WeakSet()
+
+    def __init__(
+        self,
+        n_workers: int | None = None,
+        threads_per_worker: int | None = None,
+        *,
+        memory_limit: str | float | None = None,
+        resources: Mapping[str, float] | None = None,
+        name: str | None = None,
+        pool: str | None = None,
+        idle_timeout: Duration = DEFAULT_IDLE_TIMEOUT_S,
+        max_lifetime: Duration = None,
+        config: Mapping[str, Any] | None = None,
+        preload: str | Iterable[str] = (),
+        scheduler_preload: str | Iterable[str] = (),
+        worker_options: Mapping[str, Any] | None = None,
+        dashboard: bool = True,
+        shutdown_on_close: bool = True,
+        timeout: Duration = None,
+        quiet: bool = False,
+        url: str | None = None,
+        token: str | Secret | None = None,
+        ca_file: str | Path | None = None,
+        fingerprint: str | None = None,
+        asynchronous: bool = False,
+        loop: Any = None,
+        _join: str | None = None,
+    ) -> None:
+        self.status = Status.closed  # should the constructor fail, there is nothing to warn of
+        given = {"url": url, "token": token, "ca_file": ca_file, "fingerprint": fingerprint}
+        found = load_client_here(given)
+        on_embedded = found.origins["url"] == "default"
+        if n_workers is None:
+            n_workers = embedded.default_workers(threads_per_worker) if on_embedded and _join is None else 1
+        body = request_body(
+            n_workers=n_workers,
+            threads_per_worker=threads_per_worker,
+            memory_limit=memory_limit,
+            resources=resources,
+            worker_options=worker_options,
+            name=name,
+            pool=pool,
+            idle_timeout=idle_timeout,
+            max_lifetime=max_lifetime,
+            config=config,
+            preload=preload,
+            scheduler_preload=scheduler_preload,
+            dashboard=dashboard,
+            shutdown_on_close=shutdown_on_close,
+        )
+        self._taken = Taken(None if on_embedded else found.settings, body, join=_join)
+        self._timeout_s = None if timeout is None else parse_duration_s(timeout)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._release: weakref.finalize[Any, Any] | None = None
+        self.security: Any = None
+        self.shutdown_on_close = shutdown_on_close
+        self.followed = False
+        self._asynchronous = asynchronous
+        super().__init__(asynchronous=asynchronous, loop=loop, quiet=quiet, name=name or _join or "")
+        if not asynchronous:
+            try:
+                self._take()
+                self._loop_runner.start()
+                self.sync(self._begin)
+            except BaseException:
+                self._give_up()
+                raise
+
+    @classmethod
+    def from_name(cls, name: str, *, shutdown_on_close: bool = False, **options: Any) -> Self:
+        """Find a living cluster of one's tenant and join it.
+
+        Parameters
+        ----------
+        name
+            Its name, or its id.
+        shutdown_on_close
+            Whether it ends with this object.
+        options
+            ``url``, ``token``, ``ca_file``, ``fingerprint``, ``timeout``, ``quiet``, ``asynchronous`` and ``loop`` as of
+            the constructor.
+
+        Raises
+        ------
+        NotFound
+            If there is none of that name.
+        """
+        return cls(_join=name, shutdown_on_close=shutdown_on_close, **options)
+
+    # ------------------------------------------------------------------ life
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        return self._started().__await__()
+
+    async def _started(self) -> Self:
+        if self.status == Status.created:
+            self.status = Status.starting
+            try:
+                await in_thread(self._take)
+                await self._begin()
+            except BaseException:
+                # Ctrl-C and time-outs as well: nothing is left running, whatever had been asked for by then.
+                await asyncio.shield(asyncio.ensure_future(in_thread(self._give_up)))
+                raise
+        return self
+
+    def _take(self) -> None:
+        self._taken.take(self._timeout_s, self._log)
+
+    async def _begin(self) -> None:
+        """Begin to use the cluster, on the loop."""
+        taken, document = self._taken, self._taken.document
+        assert taken.key is not None
+        self.name = document["name"]
+        self.security = ClusterSecurity(taken.key, ca=document["ca"], certificate=document["certificate"])
+        self._connect(document["address"])
+        self.status = Status.running
+        me = weakref.ref(self)
+        tasks = [self._spawn(cluster_watch.follow(me), "follow"), self._spawn(cluster_watch.keep_certificate(me), "renew")]
+        if document["workers"] < document["n_workers"]:
+            tasks.append(self._spawn(_tell_of_workers(me), "workers"))
+        self._instances.add(self)
+        self._release = weakref.finalize(self, _forgotten, taken, self.loop, tasks, close=self.shutdown_on_close)
+        self._release.atexit = False  # `_close_all` does it in good order
+
+    def _connect(self, address: str) -> None:
+        self.connection_args = self.security.get_connection_args("client")
+        # It connects when it is first used: most programs only ever use their client's connections.
+        self.scheduler_comm = rpc(address, connection_args=self.connection_args)
+
+    def _give_up(self) -> None:
+        """Let nothing run of a cluster that we do not get. Blocks for some seconds at most."""
+        self.status = Status.closed
+        with contextlib.suppress(RuntimeError):
+            self._loop_runner.stop()
+        self._taken.give_back()
+
+    async def _close(self) -> None:
+        if self.status == Status.closed:
+            return
+        was = self.status
+        self.status = Status.closing
+        self._instances.discard(self)
+        if self._release is not None:
+            self._release.detach()
+        with contextlib.suppress(AttributeError):
+            self._adaptive.stop()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self.scheduler_comm is not None:
+            await self.scheduler_comm.close_rpc()
+        for callback in self.periodic_callbacks.values():
+            callback.stop()
+        try:
+            if self.shutdown_on_close and was != Status.created:
+                await in_thread(self._taken.close)
+        finally:
+            self._taken.let_go()
+            self.status = Status.closed
+
+    def close(self, timeout: float | None = None) -> Any:
+        """Close it, or, without `shutdown_on_close`, leave it to itself. Twice is harmless."""
+        closing = super().close(timeout)
+        if not self._asynchronous and not self.asynchronous:
+            self._loop_runner.stop()
+        return closing
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def _shut(self, reason: str) -> None:
+        """The cluster has ended, not by us."""
+        self._log(f"cluster {self.name} has ended: {reason}")
+        self.shutdown_on_close = False
+        self._instances.discard(self)
+        if self._release is not None:
+            self._release.detach()
+        with contextlib.suppress(AttributeError):
+            self._adaptive.stop()
+        self.status = Status.closed
+        for callback in self.periodic_callbacks.values():
+            callback.stop()
+        await self.scheduler_comm.close_rpc()
+        self._taken.let_go()
+
+    # ------------------------------------------------------------------ size
+
+    def scale(self, n: int | None = None, memory: str | float | None = None, cores: int | None = None) -> Any:
+        """Change the number of workers; those that leave have their data moved first.
+
+        Parameters
+        ----------
+        n
+            Workers.
+        memory, cores
+            Or as many workers as have so much together.
+
+        Raises
+        ------
+        ValueError
+            If it is no whole number of at least 0, or the workers' memory is not known.
+        QuotaExceeded, ClusterImpossible
+            If there can never be so many.
+        """
+        wanted = 0 if n is None else whole("n", n, 0)
+        if memory is not None:
+            wanted = max(wanted, math.ceil((memory_bytes(memory) or 0) / self._memory_per_worker()))
+        if cores is not None:
+            wanted = max(wanted, math.ceil(cores / self._document["threads_per_worker"]))
+        if self.asynchronous:
+            return self._spawn(self._scale(wanted), "scale")
+        return self.sync(self._scale, wanted)
+
+    def adapt(
+        self,
+        Adaptive: type[Adaptive] = FleetAdaptive,  # noqa: N803 - as Dask calls it
+        minimum: int = 0,
+        maximum: float = math.inf,
+        minimum_cores: int | None = None,
+        maximum_cores: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Let the number of workers follow the load; see ``distributed.Adaptive``."""
+        threads = self._document["threads_per_worker"]
+        if minimum_cores is not None:
+            minimum = max(minimum, math.ceil(minimum_cores / threads))
+        if maximum_cores is not None:
+            maximum = min(maximum, maximum_cores // threads)
+        return super().adapt(Adaptive=Adaptive, minimum=minimum, maximum=maximum, **options)
+
+    async def scale_down(self, workers: Iterable[Any]) -> None:
+        """Give so many workers back as are named; which ones leave, the server decides."""
+        await self._scale(max(0, self.n_workers - len(set(map(str, workers)))))
+
+    async def scale_up(self, n: int) -> None:
+        """Have `n` workers."""
+        await self._scale(n)
+
+    @property
+    def n_workers(self) -> int:
+        """How many workers are wanted."""
+        return int(self._document.get("n_workers", self._taken.body["n_workers"]))
+
+    @property
+    def plan(self) -> set[str]:
+        """Names of the workers that are to be there; of those that are still to come, stand-ins."""
+        there = sorted(str(worker["name"]) for worker in self.scheduler_info["workers"].values())
+        wanted = self.n_workers
+        return {*there[:wanted], *(f"to come {number}" for number in range(len(there), wanted))}
+
+    @property
+    def requested(self) -> set[str]:
+        """What the server has been asked for: the plan, always."""
+        return self.plan
+
+    @property
+    def observed(self) -> set[str]:
+        """Names of the workers that have joined."""
+        return {str(worker["name"]) for worker in self.scheduler_info["workers"].values()}
+
+    @property
+    def worker_spec(self) -> dict[str, dict[str, Any]]:
+        """Options of each worker of the plan, as ``distributed.SpecCluster`` has them."""
+        options = {
+            "nthreads": self._document.get("threads_per_worker"),
+            "memory_limit": self._document.get("memory_limit"),
+            "resources": self._document.get("resources"),
+        }
+        return {name: {"options": options} for name in sorted(self.plan)}
+
+    async def _scale(self, n: int) -> None:
+        await in_thread(lambda: self._taken.scale(n))
+
+    def _memory_per_worker(self) -> int:
+        limit = self._document.get("memory_limit")
+        if not limit:
+            raise ValueError("to scale by memory, give the cluster a memory_limit; or scale by n or cores")
+        return int(limit)
+
+    async def _wait_for_workers(self, n_workers: int = 0, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as Dask has it
+        try:
+            await super()._wait_for_workers(n_workers, timeout)
+        except TimeoutError as exc:
+            with contextlib.suppress(FleetError, OSError):
+                await in_thread(self._taken.look)
+                exc.add_note(f"The cluster waits for {self._document['waiting_for'] or 'nothing that the server knows of'}.")
+            raise
+
+    # ------------------------------------------------------------------ what there is to see
+
+    @property
+    def _document(self) -> dict[str, Any]:
+        return self._taken.document
+
+    @property
+    def cluster_id(self) -> str:
+        """The server's id of it."""
+        return str(self._document.get("cluster_id", ""))
+
+    @property
+    def dashboard_link(self) -> str:
+        """Address of the dashboard: on the loopback of the scheduler's host. Empty if it has none."""
+        parts = urlsplit(self._document.get("dashboard") or "")
+        return str(format_dashboard_link(parts.hostname, parts.port)) if parts.hostname else ""
+
+    async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Logs:  # noqa: FBT001, FBT002
+        logs = await super()._get_logs(cluster=cluster, scheduler=scheduler, workers=workers)
+        if cluster:
+            story = await in_thread(self._taken.story)
+            lines = [f"{event['at']} {event['kind']} {_fields(event['data'])}".rstrip() for event in story]
+            logs["Cluster"] = Log("\n".join([*lines, *(line for line in [str(logs["Cluster"])] if line)]))
+        return logs
+
+    def __repr__(self) -> str:
+        if self.followed or not self._document:
+            return str(super().__repr__())
+        document = self._document
+        threads = document["workers"] * document["threads_per_worker"]
+        return f"FleetCluster({self.name!r}, {self.scheduler_address!r}, workers={document['workers']}, threads={threads})"
+
+    # ------------------------------------------------------------------ the background's steps
+
+    async def renew(self) -> None:
+        """Have the certificate signed again.
+
+        Raises
+        ------
+        FleetError
+            If the server, or the cluster, does not.
+        """
+        await in_thread(self._taken.sign)
+        self.security.renew(ca=self._document["ca"], certificate=self._document["certificate"])
+
+    async def relocate(self) -> bool:
+        """Find out why the scheduler does not answer; return whether another one has been found."""
+        epoch = self._document["epoch"]
+        told = False
+        while self.status == Status.running:
+            try:
+                await in_thread(functools.partial(self._taken.look, POLL_S if told else 0))
+            except NotFound:
+                await self._shut("the server knows it no more")
+                return False
+            except FleetError:
+                return False  # the server is away as the scheduler is: both are asked again
+            status = self._document["status"]
+            if status in ENDED:
+                await self._shut(self._taken.why)
+                return False
+            if status == "running":
+                if self._document["epoch"] == epoch:
+                    return False
+                await self._follow_to_new_scheduler()
+                return True
+            if not told:
+                told = True
+                self._log(f"cluster {self.name} has lost its scheduler ({self._taken.why}); another one is on its way")
+        return False
+
+    async def _follow_to_new_scheduler(self) -> None:
+        await self.renew()
+        old = self.scheduler_comm
+        self.followed = False
+        self.scheduler_info: dict[str, Any] = {"workers": {}}
+        self._connect(self._document["address"])
+        await old.close_rpc()
+        await cluster_watch.move_clients(self, self._document["address"])
+        self._log(
+            f"cluster {self.name} has a new scheduler at {self._document['address']}: futures of before are cancelled, "
+            "submit them again"
+        )
+
+    def _spawn(self, work: Any, name: str) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work, name=f"{name} {self.name}")
+        # Not a bound method: a task's callback must not keep the cluster.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _tell_of_workers(cluster_ref: weakref.ref[FleetCluster]) -> None:
+    """Say for what a cluster waits that has fewer workers than were asked for."""
+    await asyncio.sleep(TELL_AFTER_S)
+    cluster = cluster_ref()
+    if cluster is None or cluster.status != Status.running or cluster.quiet:
+        return
+    with contextlib.suppress(FleetError, OSError):
+        await in_thread(cluster._taken.look)  # noqa: SLF001
+        document = cluster._document  # noqa: SLF001
+        if document["workers"] < document["n_workers"] and document["waiting_for"]:
+            there, wanted = document["workers"], document["n_workers"]
+            cluster._log(f"cluster {cluster.name} has {there} of {wanted} workers; it waits for {document['waiting_for']}")  # noqa: SLF001
+
+
+def _fields(data: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in data.items() if value not in (None, ""))
+
+
+def _forgotten(taken: Taken, loop: Any, tasks: list[asyncio.Task[Any]], *, close: bool) -> None:
+    """A cluster was forgotten without being closed."""
+
+    def give_back() -> None:
+        with contextlib.suppress(FleetError, OSError):
+            if close:
+                taken.close()
+        taken.let_go()
+
+    with contextlib.suppress(RuntimeError):
+        for task in tasks:
+            loop.add_callback(task.cancel)
+    threading.Thread(target=give_back, name="dask-fleet close", daemon=True).start()
+
+
+@atexit.register
+def _close_all() -> None:
+    for cluster in list(FleetCluster._instances):  # noqa: SLF001
+        if cluster.status == Status.closed:
+            continue
+        with contextlib.suppress(Exception):
+            if cluster._asynchronous:  # noqa: SLF001 - its loop has ended with its program
+                cluster.status = Status.closed
+                if cluster.shutdown_on_close:
+                    cluster._taken.close()  # noqa: SLF001
+            else:
+                cluster.close(timeout=10)

@@ -1,0 +1,129 @@
+"""From the arguments of a `FleetCluster` to the request that asks for it: checked here where that needs no server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from dask_fleet.model.clusters import DEFAULT_IDLE_TIMEOUT_S
+from dask_fleet.model.durations import parse_bytes, parse_duration_s
+
+Duration = float | str | timedelta | None
+
+_OF_WORKER = {
+    "nthreads": "threads_per_worker",
+    "threads": "threads_per_worker",
+    "ncores": "threads_per_worker",
+    "memory_limit": "memory_limit",
+    "resources": "resources",
+    "preload": "preload",
+}
+"""Options of ``distributed.Worker`` by our name of them."""
+
+
+def request_body(
+    *,
+    n_workers: int,
+    threads_per_worker: int | None = None,
+    memory_limit: str | float | None = None,
+    resources: Mapping[str, float] | None = None,
+    worker_options: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    pool: str | None = None,
+    idle_timeout: Duration = DEFAULT_IDLE_TIMEOUT_S,
+    max_lifetime: Duration = None,
+    config: Mapping[str, Any] | None = None,
+    preload: str | Iterable[str] = (),
+    scheduler_preload: str | Iterable[str] = (),
+    dashboard: bool = True,
+    shutdown_on_close: bool = True,
+) -> dict[str, Any]:
+    """Return the members of the request.
+
+    Raises
+    ------
+    TypeError
+        If an option has no such type, or a worker has no such option.
+    ValueError
+        If a size, duration or number cannot be; the message shows what can.
+    """
+    worker: dict[str, Any] = {
+        "threads_per_worker": threads_per_worker,
+        "memory_limit": memory_limit,
+        "resources": resources,
+        "preload": list_of(preload) or None,
+    }
+    for option, value in (worker_options or {}).items():
+        known = _OF_WORKER.get(option)
+        if known is None:
+            raise TypeError(
+                f"a worker of a FleetCluster has no option {option!r}; there are {', '.join(sorted(_OF_WORKER))}"
+            )
+        if worker[known] is not None:
+            raise TypeError(f"{known} and worker_options[{option!r}] say the same thing; give one of them")
+        worker[known] = list_of(value) if known == "preload" else value
+    body: dict[str, Any] = {
+        "name": name,
+        "n_workers": whole("n_workers", n_workers, 0),
+        "threads_per_worker": _or_none(worker["threads_per_worker"], lambda value: whole("threads_per_worker", value, 1)),
+        "memory_limit": memory_bytes(worker["memory_limit"]),
+        "resources": _or_none(worker["resources"], lambda value: {key: float(number) for key, number in value.items()}),
+        "preload": worker["preload"],
+        "pool": pool,
+        "config": _or_none(config, _json_able),
+        "scheduler_preload": list_of(scheduler_preload) or None,
+        "dashboard": dashboard,
+        "shutdown_on_close": shutdown_on_close,
+    }
+    asked = {member: value for member, value in body.items() if value is not None}
+    # Null says something here: no limit.
+    asked["idle_timeout"] = _or_none(idle_timeout, parse_duration_s)
+    asked["max_lifetime"] = _or_none(max_lifetime, parse_duration_s)
+    return asked
+
+
+def whole(name: str, value: Any, low: int) -> int:
+    """Return a whole number of at least `low`.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
+    return value
+
+
+def memory_bytes(value: str | float | None) -> int | None:
+    """Return a worker's memory limit in bytes, ``None`` for the agent's.
+
+    Raises
+    ------
+    ValueError
+        If it is no size.
+    """
+    if value is None or value == "auto":
+        return None
+    size = parse_bytes(int(value) if isinstance(value, float) else value)
+    if size < 1 << 20:
+        raise ValueError(f"memory_limit must be at least 1 MiB, not {value!r}; leave it out for what the pool gives")
+    return size
+
+
+def list_of(names: str | Iterable[str]) -> list[str]:
+    """Return module names as a list; one may come alone."""
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _or_none(value: Any, convert: Any) -> Any:
+    return None if value is None else convert(value)
+
+
+def _json_able(config: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return dict(json.loads(json.dumps(dict(config), allow_nan=False)))
+    except (TypeError, ValueError) as exc:
+        raise ValueError(f"config must hold what JSON has: numbers, text, lists and dicts ({exc})") from None

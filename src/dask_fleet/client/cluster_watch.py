@@ -1,0 +1,151 @@
+"""Follows the scheduler of a cluster in the background, and finds the cluster again when its scheduler is gone.
+
+Nothing here keeps a cluster alive: between two steps only a weak reference to it is held, so that a cluster which its
+program forgets is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from distributed import Client
+from distributed.comm import connect
+from distributed.core import Status
+from distributed.objects import SchedulerInfo
+
+from dask_fleet.client.cluster_key import validity_of
+
+if TYPE_CHECKING:
+    from dask_fleet.client.cluster import FleetCluster
+
+log = logging.getLogger(__name__)
+
+FOLLOW_AFTER_S = 0.3
+"""The first client's connections go first: on a small machine ours would take a tenth of the time to its first result."""
+CONNECT_S = 10.0
+_FIRST_DELAY_S = 0.2
+_MAX_DELAY_S = 5.0
+RENEW_STEP_S = 600.0
+"""Longest sleep between two looks at the clock: a laptop that was asleep must notice that time has passed."""
+_RENEW_RETRY_S = 60.0
+
+
+async def follow(cluster_ref: weakref.ref[FleetCluster]) -> None:
+    """Keep `scheduler_info` up to date until the cluster is closed; when the scheduler is lost, ask what became of it."""
+    await asyncio.sleep(FOLLOW_AFTER_S)
+    delay = _FIRST_DELAY_S
+    while (cluster := cluster_ref()) is not None and cluster.status == Status.running:
+        address, arguments = cluster.scheduler_address, cluster.connection_args
+        del cluster
+        try:
+            await _subscribe(cluster_ref, address, arguments)
+        except OSError as exc:  # also of Dask: the connection could not be made, or is broken
+            log.debug("lost %s: %r", address, exc)
+        cluster = cluster_ref()
+        if cluster is None or cluster.status != Status.running:
+            return
+        moved = await cluster.relocate()
+        del cluster
+        delay = _FIRST_DELAY_S if moved else min(_MAX_DELAY_S, delay * 2)
+        if not moved:
+            await asyncio.sleep(delay)
+
+
+async def _subscribe(cluster_ref: weakref.ref[FleetCluster], address: str, arguments: dict[str, Any]) -> None:
+    comm = await connect(address, timeout=CONNECT_S, **arguments)
+    comm.name = "FleetCluster worker status"
+    try:
+        await comm.write({"op": "subscribe_worker_status"})
+        async with asyncio.timeout(CONNECT_S):
+            identity = await comm.read()
+        if (cluster := cluster_ref()) is None:
+            return
+        cluster.scheduler_info = SchedulerInfo(identity)
+        cluster.followed = True
+        del cluster
+        while True:
+            messages = await comm.read()
+            if (cluster := cluster_ref()) is None:
+                return
+            for op, message in messages:
+                if op == "remove":
+                    cluster.scheduler_info["workers"].pop(message, None)
+                else:
+                    cluster._update_worker_status(op, message)  # noqa: SLF001 - as Dask's own clusters do
+            del cluster
+    except TimeoutError as exc:
+        raise OSError(f"{address} is silent") from exc
+    finally:
+        comm.abort()
+
+
+async def keep_certificate(cluster_ref: weakref.ref[FleetCluster]) -> None:
+    """Renew the certificate when half of its time has passed, until the cluster is closed."""
+    retry_at = 0.0
+    while (cluster := cluster_ref()) is not None and cluster.status == Status.running:
+        begins, ends = validity_of(cluster.security.tls_client_cert)
+        due = max((begins + ends) / 2, retry_at)
+        if time.time() >= due:
+            try:
+                await cluster.renew()
+            except Exception as exc:  # noqa: BLE001 - the old one holds for hours yet; it is tried again
+                log.warning("the certificate of cluster %s is not renewed yet: %s", cluster.name, exc)
+                retry_at = time.time() + _RENEW_RETRY_S
+                due = retry_at
+            else:
+                continue
+        del cluster
+        await asyncio.sleep(max(0.05, min(RENEW_STEP_S, due - time.time())))
+
+
+async def move_clients(cluster: FleetCluster, address: str) -> None:
+    """Connect the clients of `cluster` to its new scheduler.
+
+    Left to themselves they would try the old address until their time-out and close. Their futures are cancelled, as with
+    any scheduler that is lost; what is submitted from now on runs.
+    """
+    for client in list(Client._instances):  # noqa: SLF001 - Dask has no other way to a cluster's clients
+        if client.cluster is not cluster or client.status in ("closed", "closing") or client.loop is not cluster.loop:
+            continue
+        try:
+            async with asyncio.timeout(CONNECT_S * 2):
+                await _move(client, address)
+        except Exception as exc:  # noqa: BLE001 - a client of another version of Dask goes its own way, and says so itself
+            log.warning("a client did not follow its cluster to %s: %r; make a new one", address, exc)
+
+
+@contextlib.contextmanager
+def _unlogged_cancellation() -> Iterator[None]:
+    """Keep Dask from logging the end of a client's vain attempts to reconnect as an error, with a traceback."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+    logger = logging.getLogger("distributed.client")
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
+
+
+async def _move(client: Any, address: str) -> None:
+    task = client._handle_report_task  # noqa: SLF001
+    if task is not None:
+        with _unlogged_cancellation():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    for state in list(client.futures.values()):
+        state.cancel(reason="scheduler-connection-lost", msg="The scheduler was lost and another one has taken its place.")
+    client.futures.clear()
+    client.status = "connecting"
+    client.scheduler_comm = None
+    client.scheduler = client.rpc(address)
+    await client._ensure_connected(timeout=CONNECT_S)  # noqa: SLF001
+    client._handle_report_task = asyncio.create_task(client._handle_report(), name="client-report")  # noqa: SLF001
