@@ -16,7 +16,7 @@ from dask_fleet.model.manifest import EndpointManifest, Manifest, ServiceManifes
 from dask_fleet.server.banner import example_parameters
 from dask_fleet.server.doc_text import doc_html, inline_html
 from dask_fleet.server.openapi import duration
-from dask_fleet.server.openapi_parts import FIXED_PATHS
+from dask_fleet.server.openapi_pages import FIXED_PATHS
 from dask_fleet.server.schema_text import describe, limits
 
 _RETURNS = {

@@ -8,15 +8,9 @@ from dask_fleet.model.manifest import EndpointManifest, Manifest, ServiceManifes
 from dask_fleet.server.batch_body import MAX_BATCH_BYTES, MAX_ITEMS
 from dask_fleet.server.json_schemas import Components
 from dask_fleet.server.openapi_clusters import CLUSTER_PATHS, CLUSTER_SCHEMAS
-from dask_fleet.server.openapi_parts import (
-    COMMON_PARAMETERS,
-    COMMON_SCHEMAS,
-    FIXED_PATHS,
-    job_responses,
-    json_content,
-    problems,
-    ref,
-)
+from dask_fleet.server.openapi_pages import FIXED_PATHS
+from dask_fleet.server.openapi_parts import job_responses, json_content, problems, ref
+from dask_fleet.server.openapi_schemas import COMMON_PARAMETERS, COMMON_SCHEMAS
 from dask_fleet.server.signin import COOKIE_NAME
 from dask_fleet.server.submit_batch import BATCH_SUFFIX
 
