@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import psutil
 from tests.conftest import FULL
 from tests.integration.clusters import workloads
-from tests.integration.clusters.site import OnLoop, WorkerProcess
+from tests.integration.clusters.site import PATIENCE_S, OnLoop, WorkerProcess
 
 CYCLES, WARM = (100, 20) if FULL else (30, 10)
 
@@ -59,8 +60,13 @@ def test_nothing_grows(here: OnLoop, record_property: Callable[[str, object], No
     assert grown["kibibytes"] <= 8 << 10
     probe = here.do(here.site.cluster(process))
     with probe.client(set_as_default=False) as client:
-        # This one, and perhaps what a thread's last call still refers to; not one for each cluster.
-        assert client.submit(_workers_in_memory, pure=False).result() <= 3
+        # Timers of up to 30 s refer to some of those that have just left; after them, this one is all there is. The short
+        # form does not wait for that: a leak keeps them all.
+        allowed = 1 if FULL else CYCLES // 2
+        deadline = time.monotonic() + PATIENCE_S
+        while (workers := client.submit(_workers_in_memory, pure=False).result()) > allowed:
+            assert time.monotonic() < deadline, f"{workers} workers are in memory, one of them lives"
+            time.sleep(0.5)
     here.do(probe.close())
     assert not list(here.site.scratch.glob("dask-scratch-space/membership-*"))
     assert psutil.Process().num_fds() <= ours[0] + 4
