@@ -21,6 +21,7 @@ from dask_fleet.controller.fair_queue import Lane
 from dask_fleet.controller.log_retention import LogSweeper
 from dask_fleet.controller.logs import JobLogs
 from dask_fleet.controller.outcomes import Outcomes
+from dask_fleet.controller.overview import Overview
 from dask_fleet.controller.recent import RecentJob, RecentJobs
 from dask_fleet.controller.retention import sweep_forever
 from dask_fleet.controller.sessions import Sessions
@@ -99,6 +100,9 @@ class Controller:
             self.logs, ledger, max_bytes=logs_max_bytes, is_active=lambda seq: seq in self._dispatcher.by_seq
         )
         self.versions = {service.name: service.version for service in manifest.services}
+        self._overview = Overview(
+            ledger=ledger, agents=self.agents, dispatcher=self._dispatcher, clock=self.clock, versions=self.versions
+        )
         self.clusters = Clusters(
             ledger=ledger,
             agents=self.agents,
@@ -464,56 +468,15 @@ class Controller:
     @property
     def running(self) -> int:
         """Runs with an attempt under way."""
-        return sum(len(handle.held) for handle in self.agents)
+        return self._overview.running
 
     def not_ready_because(self, *, needs_agent: bool) -> str | None:
         """Say why requests are not accepted or, if asked, why no agent can run every service; ``None`` if all is well."""
-        if self.draining:
-            return "the server is shutting down"
-        refusing = self.ledger.refusing
-        if refusing is not None:
-            return refusing
-        if needs_agent:
-            lanes = [Lane(*item) for item in self.versions.items()]
-            if not any(
-                handle.connected and handle.slots > 0 and all(handle.can_run(lane) for lane in lanes)
-                for handle in self.agents
-            ):
-                return "no agent has loaded every service yet"
-        return None
+        return self._overview.not_ready_because(needs_agent=needs_agent)
 
     def status(self, *, tenant: str | None = None) -> dict[str, Any]:
         """Return what ``GET /v1/status`` shows; of users only those of `tenant`, unless it is ``None``."""
-        return {
-            "queued": len(self._dispatcher.by_seq) - self.running,
-            "running": self.running,
-            "draining": self.draining,
-            "stale_outcomes": self._outcomes.stale,
-            "paused": self._paused(tenant),
-            "agents": [
-                {
-                    "agent": handle.agent_id,
-                    "name": handle.name,
-                    "host": handle.host,
-                    "pool": handle.pool,
-                    "connected": handle.connected,
-                    "slots": handle.slots,
-                    "free": handle.free,
-                    "held": len(handle.held),
-                    "versions": handle.versions,
-                    "problems": handle.problems,
-                }
-                for handle in self.agents
-            ],
-        }
-
-    def _paused(self, tenant: str | None) -> list[dict[str, Any]]:
-        now, now_us = self.clock.monotonic(), self.clock.now_us()
-        return [
-            {"user": user, "until_us": now_us + int((pause.until - now) * 1e6), "why": pause.why}
-            for (whose, user), pause in self._dispatcher.breaker.pauses.items()
-            if tenant in {None, whose}
-        ]
+        return self._overview.status(tenant=tenant, stale_outcomes=self._outcomes.stale)
 
     # ------------------------------------------------------------------ tasks
 
