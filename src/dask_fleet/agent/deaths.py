@@ -41,6 +41,7 @@ FOR_A_CLUSTER = Death(
     how="was killed because tasks of a Dask cluster that had left it did not end in time",
     ordered=True,
 )
+LEASE_OVER = Death(cause=Cause.WORKER_DIED, how="was ended with its slot lease", ordered=True)
 WITH_ITS_FORKSERVER = Death(cause=Cause.AGENT_LOST, how="ended with its forkserver, which died", ordered=True)
 GIVEN_UP = Death(cause=Cause.AGENT_LOST, how="was killed: its agent gave up what it ran", ordered=True)
 WHILE_STOPPED = Death(

@@ -100,7 +100,12 @@ class HeldLease:
         self._taken = False
         self._left: asyncio.Future[str] = loop.create_future()
         self._released: asyncio.Future[None] = loop.create_future()
-        self._exited: asyncio.Future[str] = loop.create_future()
+        self._exited: asyncio.Future[None] = loop.create_future()
+        self._asked = False
+        """Whether its process was asked to join."""
+        self._parting = False
+        self._died = ""
+        """How its process ended, if that was not our doing."""
         self._signature: asyncio.Future[Signature] | None = None
         self._key = ""
 
@@ -117,7 +122,6 @@ class HeldLease:
             self._process = await self._take_process()
             await self._join(self._process)
             await asyncio.wait([self._left, self._leaving], return_when=asyncio.FIRST_COMPLETED)
-            # A process that was killed says why better than the end that the order to leave foresaw.
             why = self._left.result() if self._left.done() else self._leaving.result()
         except Gone as exc:
             why = str(exc)
@@ -132,7 +136,8 @@ class HeldLease:
             await self._lender.wipe_scratch(grant.lease)
             if lent:
                 self._lender.give_back(grant.threads)
-        return self._exited.result() if self._exited.done() and not self._leaving.done() else why
+        # Its process's end says more than what its worker saw of it, and so does its scheduler's.
+        return self._died or (self._leaving.result() if self._leaving.done() else why)
 
     async def _take_process(self) -> WorkerProcess:
         grant = self.grant
@@ -157,6 +162,7 @@ class HeldLease:
             address, credentials = grant.address, await self._ask_for_signature()
         self.expires_us = credentials.expires_us
         limit = self._memory_limit_bytes if process.limit_bytes is None else process.limit_bytes
+        self._asked = True
         process.send(
             Join(
                 membership=grant.lease,
@@ -202,21 +208,19 @@ class HeldLease:
     async def _part(self, process: WorkerProcess) -> None:
         """Leave, let tasks end, and end the process if it was only for this lease or does not get rid of it."""
         try:
-            process.send(Leave(self.grant.lease))  # it has left already, or never joined: answered all the same
-            await asyncio.wait([self._left], timeout=_LEAVE_S)
-            if self._left.done() and (self._taken or not process.for_lease):
-                await asyncio.wait([self._released], timeout=self._grace_s)
+            if self._asked and not self._released.done():
+                process.send(Leave(self.grant.lease))  # one that has left already answers all the same
+                await asyncio.wait([self._left], timeout=_LEAVE_S)
+                if self._left.done() and (self._taken or not process.for_lease):
+                    await asyncio.wait([self._released], timeout=self._grace_s)
         finally:
-            process.leases.discard(self.grant.lease)
+            self._parting = True
             if process.for_lease:
-                process.retiring = True
-                process.kill()
-            elif not self._released.done():
-                process.leases.add(self.grant.lease)  # its threads are not free before it has ended
+                process.kill(deaths.LEASE_OVER)
+            elif self._asked and not self._released.done():
                 process.kill(deaths.FOR_A_CLUSTER)
-            if process.for_lease or not self._released.done():
-                await asyncio.wait([self._exited], timeout=_KILLED_S)
-                process.leases.discard(self.grant.lease)
+            if (process.for_lease or (self._asked and not self._released.done())) and not process.ended:
+                await asyncio.wait([self._exited], timeout=_KILLED_S)  # its threads are not free before it has ended
             process.lent -= self.grant.threads
             process.leases.discard(self.grant.lease)
 
@@ -274,11 +278,13 @@ class HeldLease:
         """Its process is no more."""
         self.address = ""
         how = f"its worker process {death.how}"
-        for future in (self._left, self._exited):
+        if not self._parting:
+            self._died = how
+        if not self._left.done():
+            self._left.set_result(how)
+        for future in (self._released, self._exited):
             if not future.done():
-                future.set_result(how)
-        if not self._released.done():
-            self._released.set_result(None)
+                future.set_result(None)
 
     def gone(self, why: str) -> SlotsLeft:
         """Return the frame that says that nothing is left."""
