@@ -307,10 +307,12 @@ def test_spilling_goes_where_the_cluster_wants(agent: Any, tmp_path: Path, *, el
         assert folder.is_relative_to(tmp_path if elsewhere else clusters.server.data_dir / "scratch" / lease)
         await clusters.take(lease)
         await clusters.close(cluster)
-        assert not folder.exists()
-        assert list(tmp_path.iterdir()) == []
+        folders.append(folder)
 
+    folders: list[Path] = []
     agent(scene)
+    assert not folders[0].exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def _local_directory() -> str:
