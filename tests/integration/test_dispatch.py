@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,37 +10,9 @@ from pathlib import Path
 
 import pytest
 from tests.integration.core_fleet import CORE, CoreFleet
-
-from dask_fleet.ledger.sqlite import SQLiteLedger
-from dask_fleet.model.jobs import TokenRecord
+from tests.users import add_users
 
 USERS = ("ada", "bob")
-
-
-def put_users(data_dir: Path) -> dict[str, str]:
-    """Give each of the users a token, through the ledger's port; return the tokens."""
-    data_dir.mkdir()
-    tokens = {user: f"fleet_{secrets.token_urlsafe(32)}" for user in USERS}
-
-    async def put() -> None:
-        ledger = SQLiteLedger(data_dir / "ledger.db")
-        await ledger.open()
-        try:
-            for user, token in tokens.items():
-                record = TokenRecord(
-                    token_id=f"of-{user}",
-                    digest=hashlib.sha256(token.encode()).digest(),
-                    user=user,
-                    tenant="default",
-                    scopes=frozenset({"submit", "read"}),
-                    created_us=1,
-                )
-                await ledger.put_token(record)
-        finally:
-            await ledger.close()
-
-    asyncio.run(put())
-    return tokens
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +24,7 @@ def tokens() -> dict[str, str]:
 def served(tmp_path_factory: pytest.TempPathFactory, tokens: dict[str, str]) -> Iterator[CoreFleet]:
     """One fleet with one slot for all tests of this module; each test uses names of its own."""
     folder = tmp_path_factory.mktemp("dispatch")
-    tokens.update(put_users(folder / "data"))
+    tokens.update(add_users(folder / "data", USERS))
     with CoreFleet(folder, args=("--nworkers", "1", "--max-queued", "20")) as made:
         yield made
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.promises.form import FULL, Record, Serve
-from tests.promises.users import add_users
+from tests.users import add_users
 
 from dask_fleet.testing.served import ServedFleet
 

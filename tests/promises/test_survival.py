@@ -14,7 +14,7 @@ import psutil
 import pytest
 from tests.promises import service_survival
 from tests.promises.form import FULL, Record, Serve
-from tests.promises.users import add_users
+from tests.users import add_users
 
 from dask_fleet.testing.served import ServedFleet
 
