@@ -46,6 +46,12 @@ def parameters(ctx: typer.Context, incomplete: str) -> list[str]:
     return [word for word in _asked(ctx, ask) if word.startswith(incomplete)]
 
 
+def cluster_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the living clusters whose names begin so."""
+    names = _asked(ctx, lambda client: [document["name"] for document in client.list_clusters()])
+    return [name for name in names if name.startswith(incomplete)]
+
+
 def job_ids(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the newest jobs whose ids begin so."""
     ids = _asked(ctx, lambda client: [job.job_id for job in client.jobs(limit=50)])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import dask_fleet
-from dask_fleet.cli import agent, agents, call, config, doctor, jobs, serve, tokens
+from dask_fleet.cli import agent, agents, call, clusters, config, doctor, jobs, serve, tokens
 from dask_fleet.model.errors import FleetError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ app.command("serve")(serve.serve)
 app.command("agent")(agent.agent)
 app.command("call")(call.call)
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(clusters.app, name="clusters")
 app.add_typer(tokens.app, name="tokens")
 app.add_typer(agents.app, name="agents")
 app.add_typer(config.app, name="config")

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 STATUS_STYLE = {
     "queued": "yellow",
+    "pending": "yellow",
+    "starting": "yellow",
+    "closing": "dim",
+    "closed": "dim",
     "running": "blue",
     "succeeded": "green",
     "failed": "red",

@@ -222,6 +222,36 @@ class Client:
         """Return what the server says of itself: version, queued and running jobs, agents."""
         return self._loop.run(self._inner.status())
 
+    # ------------------------------------------------------------------ clusters
+
+    def create_cluster(
+        self, n_workers: int = 1, *, wait: float = 0.0, idempotency_key: str | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """Take a Dask cluster and return its document. See `AsyncClient.create_cluster`."""
+        return self._loop.run(
+            self._inner.create_cluster(n_workers, wait=wait, idempotency_key=idempotency_key, **options)
+        )
+
+    def list_clusters(self, *, ended: bool = False) -> list[dict[str, Any]]:
+        """Return the documents of the tenant's clusters, newest first; with `ended`, of those that are no more as well."""
+        return self._loop.run(self._inner.list_clusters(ended=ended))
+
+    def cluster(self, name: str, *, wait: float = 0.0) -> dict[str, Any]:
+        """Return the document of a cluster by name or id; with `wait`, once it runs or after so many seconds."""
+        return self._loop.run(self._inner.cluster(name, wait=wait))
+
+    def cluster_events(self, name: str) -> list[dict[str, Any]]:
+        """Return what has happened to a cluster, oldest first."""
+        return self._loop.run(self._inner.cluster_events(name))
+
+    def scale_cluster(self, name: str, n_workers: int) -> dict[str, Any]:
+        """Change how many workers a cluster is to have, and return its document."""
+        return self._loop.run(self._inner.scale_cluster(name, n_workers))
+
+    def close_cluster(self, name: str, *, wait: float = 0.0) -> dict[str, Any]:
+        """Close a cluster and return its document; with `wait`, once it has ended or after so many seconds."""
+        return self._loop.run(self._inner.close_cluster(name, wait=wait))
+
     # ------------------------------------------------------------------ tokens
 
     def create_token(

@@ -1,0 +1,121 @@
+"""`FleetCluster` and ``dask-fleet clusters`` on a real fleet."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client
+
+from dask_fleet import FleetCluster
+from dask_fleet.model.errors import ClusterImpossible, Conflict, FleetError
+from dask_fleet.testing.served import ServedFleet
+
+DEADLINE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedFleet]:
+    folder = tmp_path_factory.mktemp("clusters") / "data"
+    with ServedFleet([], folder, args=("--no-services", "--nworkers", "2", "--nthreads", "2")) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def options(fleet: ServedFleet) -> Iterator[dict[str, Any]]:
+    yield {"url": fleet.url, "token": fleet.token, "quiet": True}
+    for document in fleet.request("GET", "/v1/clusters").json()["clusters"]:
+        fleet.request("DELETE", f"/v1/clusters/{document['cluster_id']}", headers={"Prefer": "wait=20"})
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + DEADLINE_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.05)
+    return found
+
+
+def run_cli(fleet: ServedFleet, *args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("dask-fleet")), "clusters", *args],
+        env={**fleet.environment, "FLEET_URL": fleet.url, "FLEET_TOKEN": fleet.token},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == code, (done.stdout, done.stderr)
+    return done
+
+
+def test_a_program_of_dask_runs_and_its_slots_come_back(fleet: ServedFleet, options: dict[str, Any]) -> None:
+    with FleetCluster(n_workers=2, name="plain", **options) as cluster, Client(cluster) as client:
+        assert client.submit(lambda: 6 * 7).result(timeout=DEADLINE_S) == 42
+        cluster.wait_for_workers(2, timeout=DEADLINE_S)
+        pids = set(client.run(os.getpid).values())
+        assert len(pids) == 2
+        assert os.getpid() not in pids
+        assert cluster.dashboard_link.startswith("http://127.0.0.1:")
+        held = client.scatter([bytes(10_000) for _ in range(6)])
+        cluster.scale(1)
+        until(lambda: len(client.scheduler_info()["workers"]) == 1, "one worker to leave")
+        assert [len(each) for each in client.gather(held)] == [10_000] * 6
+    page = f"/v1/clusters/{cluster.cluster_id}"
+    until(lambda: fleet.request("GET", page).json()["status"] == "closed", "the cluster to end")
+    assert fleet.request("GET", page).json()["reason"] == "closed by admin"
+    until(lambda: all(agent["free"] == agent["slots"] for agent in fleet.status()["agents"]), "the slots to come back")
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "its fresh processes to end")
+
+
+def test_bad_input_leaves_nothing_running(fleet: ServedFleet, options: dict[str, Any]) -> None:
+    with FleetCluster(n_workers=0, name="taken", **options):
+        with pytest.raises(Conflict):
+            FleetCluster(n_workers=1, name="taken", **options)
+        for impossible in ({"pool": "none-such"}, {"threads_per_worker": 1000}):
+            with pytest.raises(ClusterImpossible):
+                FleetCluster(n_workers=1, **impossible, **options)
+        with pytest.raises(FleetError):
+            FleetCluster(n_workers=1, **{**options, "token": "fleet_" + "x" * 43})
+        assert len(fleet.request("GET", "/v1/clusters").json()["clusters"]) == 1
+
+
+def test_a_killed_scheduler_is_replaced_and_followed(fleet: ServedFleet, options: dict[str, Any]) -> None:
+    with FleetCluster(n_workers=1, **options) as cluster, Client(cluster) as client:
+        assert client.submit(lambda: 1).result(timeout=DEADLINE_S) == 1
+        until(lambda: cluster.followed, "the cluster to be followed")
+        os.kill(client.run_on_scheduler(os.getpid), signal.SIGKILL)
+        until(lambda: cluster._document["epoch"] == 2, "the new scheduler")
+        until(lambda: client.status == "running", "the client to be connected")
+        assert client.submit(lambda: 2).result(timeout=DEADLINE_S) == 2
+
+
+def test_from_the_command_line(fleet: ServedFleet, options: dict[str, Any]) -> None:
+    made = run_cli(fleet, "create", "mine", "-n", "1", "--set", "array.chunk-size=1MiB")
+    assert made.stdout == "mine\n"
+    assert "runs at tls://" in made.stderr
+    with FleetCluster.from_name("mine", **options) as cluster, Client(cluster) as client:
+        assert client.submit(lambda: 1).result(timeout=DEADLINE_S) == 1
+        listed = json.loads(run_cli(fleet, "list", "--json").stdout)
+        assert [(each["name"], each["status"], each["n_workers"]) for each in listed] == [("mine", "running", 1)]
+        assert "mine" in run_cli(fleet, "list").stdout
+        assert "of 2 workers" in run_cli(fleet, "scale", "mine", "2").stdout
+        cluster.wait_for_workers(2, timeout=DEADLINE_S)
+        shown = run_cli(fleet, "show", "mine").stdout
+        assert "tls://" in shown
+        assert "opened" in shown
+        assert "--- Scheduler" in run_cli(fleet, "logs", "mine").stdout
+    assert "mine" in run_cli(fleet, "close", "mine").stdout
+    until(lambda: "No cluster runs" in run_cli(fleet, "list").stdout, "it to end")
+    refused = run_cli(fleet, "show", "mine", code=1)
+    assert "error:" in refused.stderr
+    run_cli(fleet, "create", "--memory-limit", "lots", code=1)
+    run_cli(fleet, "create", "--resource", "GPU", code=1)
