@@ -1,0 +1,108 @@
+"""Clusters of jobs: asked for by an attempt, ended with it."""
+
+from __future__ import annotations
+
+from tests.unit.controller.clusters.hosts import Host, work
+from tests.unit.controller.rig import Rig, outcome, run
+
+from dask_fleet.model.clusters import ClusterKind
+from dask_fleet.model.states import AttemptState
+from dask_fleet.protocol.cluster_frames import GrantSlots, JobCluster, NeedCluster
+
+
+@run
+async def test_an_attempt_gets_its_cluster_once_and_it_ends_with_the_attempt() -> None:
+    async with Rig() as rig:
+        host = Host(rig, "local-a", slots=6, nworkers=3).connect()
+        clusters = rig.controller.clusters
+        job = await rig.submit("a")
+        ask = NeedCluster(job.seq, job.run, 1, b"csr", tasks=100, width=3)
+        host.say(ask, ask)
+        await work(rig, host)
+        (answer,) = host.got(JobCluster)
+        assert (answer.seq, answer.attempt, answer.certificate, answer.why) == (job.seq, 1, b"signed csr", "")
+        (record,) = await clusters.list("default")
+        assert (record.kind, record.cluster_id, record.address) == (ClusterKind.JOB, answer.cluster, answer.address)
+        assert record.spec.n_workers == 3
+        assert [grant.fresh for grant in host.got(GrantSlots)] == [False] * 3
+        host.say(ask)
+        await work(rig, host)
+        assert host.got(JobCluster) == [answer, answer]
+        host.say(outcome(job))
+        await work(rig, host)
+        assert await clusters.list("default") == []
+        assert (host.workers, host.schedulers) == ({}, set())
+
+
+@run
+async def test_what_can_never_be_had_is_told_at_once() -> None:
+    async with Rig() as rig:
+        host = Host(rig, "local-a", slots=4, nworkers=2).connect()
+        job = await rig.submit("a")
+        host.say(NeedCluster(job.seq, job.run, 1, b"csr", n_workers=9))
+        await work(rig, host)
+        (answer,) = host.got(JobCluster)
+        assert answer.address == ""
+        assert "needs 9 workers of 1 threads; pool 'default' has room for 4" in answer.why
+        host.say(NeedCluster(job.seq, job.run, 1, b"csr", n_workers=0))
+        host.say(NeedCluster(job.seq, job.run, 7, b"csr", n_workers=1))
+        await work(rig, host)
+        assert "at least one worker" in host.got(JobCluster)[-1].why
+        assert len(host.got(JobCluster)) == 2, "nobody asked for attempt 7"
+        assert await rig.controller.clusters.list("default", living=False) == []
+
+
+@run
+async def test_threads_that_no_shared_process_has_take_a_process_of_their_own() -> None:
+    async with Rig() as rig:
+        host = Host(rig, "local-a", slots=4, nworkers=4).connect()
+        job = await rig.submit("a")
+        host.say(NeedCluster(job.seq, job.run, 1, b"csr", n_workers=1, threads_per_worker=2))
+        await work(rig, host)
+        assert [grant.fresh for grant in host.got(GrantSlots)] == [True]
+
+
+@run
+async def test_only_the_attempt_whose_scheduler_is_lost_hears_of_it_and_asks_anew() -> None:
+    async with Rig() as rig:
+        host = Host(rig, "local-a", slots=8, nworkers=4).connect()
+        clusters = rig.controller.clusters
+        jobs = [await rig.submit(name) for name in "ab"]
+        host.say(*(NeedCluster(job.seq, job.run, 1, b"csr", n_workers=1) for job in jobs))
+        await work(rig, host)
+        first = next(answer for answer in host.got(JobCluster) if answer.seq == jobs[0].seq)
+        host.end_scheduler(first.cluster, 1, "killed by SIGKILL")
+        await work(rig, host)
+        told = host.got(JobCluster)[2:]
+        assert [(answer.seq, answer.cluster, answer.address) for answer in told] == [(jobs[0].seq, first.cluster, "")]
+        assert "its scheduler was lost: killed by SIGKILL" in told[0].why
+        assert [record.seq for record in await clusters.list("default")] == [jobs[1].seq]
+        host.say(outcome(jobs[0], AttemptState.LOST))
+        await work(rig, host)
+        await rig.advance(60)
+        again = await rig.job(jobs[0])
+        assert again.attempt == 2
+        host.say(NeedCluster(again.seq, again.run, 2, b"csr2", n_workers=1))
+        await work(rig, host)
+        answer = host.got(JobCluster)[-1]
+        assert (answer.attempt, answer.certificate) == (2, b"signed csr2")
+        assert answer.cluster != first.cluster
+
+
+@run
+async def test_a_cluster_whose_attempt_went_away_unheard_is_closed() -> None:
+    async with Rig() as rig:
+        host = Host(rig, "one-a", slots=2, nworkers=2).connect()
+        job = await rig.submit("a")
+        other = Host(rig, "two-a", slots=2, nworkers=2).connect()
+        host.slots = 1
+        host.say(NeedCluster(job.seq, job.run, 1, b"csr", n_workers=2))
+        await work(rig, host, other)
+        assert len(await rig.controller.clusters.list("default")) == 1
+        host.disconnect()
+        await rig.advance(25)
+        await work(rig, other)
+        await rig.advance(2)
+        await work(rig, other)
+        assert await rig.controller.clusters.list("default") == []
+        assert other.workers == {}
