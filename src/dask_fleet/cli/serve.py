@@ -52,6 +52,12 @@ def serve(
     max_queued: Annotated[
         int | None, typer.Option(help="Jobs that may wait; more are answered with 429.", show_default="100000")
     ] = None,
+    max_clusters_per_user: Annotated[
+        int | None, typer.Option(help="Dask clusters that one user may have at a time.", show_default="20")
+    ] = None,
+    max_cluster_workers: Annotated[
+        int | None, typer.Option(help="Dask workers that one cluster may ask for.", show_default="no limit")
+    ] = None,
     max_connections_per_peer: Annotated[
         int | None, typer.Option(help="Open connections that one address may have.", show_default="512")
     ] = None,
@@ -97,6 +103,8 @@ def serve(
             "agent": agent,
             "orphan_timeout": orphan_timeout,
             "max_queued": max_queued,
+            "max_clusters_per_user": max_clusters_per_user,
+            "max_cluster_workers": max_cluster_workers,
             "max_connections_per_peer": max_connections_per_peer,
             "drain_timeout": drain_timeout,
             "allowed_hosts": allowed_hosts,

@@ -121,6 +121,10 @@ def _tls_mode(value: Any) -> str:
     return _one_of(*TLS_MODES)(value)
 
 
+def _limit(value: Any) -> int | None:
+    return None if value is None else _whole(1)(value)
+
+
 def _fingerprint(value: Any) -> str:
     return parse_fingerprint(_text(value))
 
@@ -140,6 +144,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "agent": _boolean,
     "orphan_timeout_s": parse_duration,
     "max_queued": _whole(1),
+    "max_clusters_per_user": _whole(1),
+    "max_cluster_workers": _limit,
     "max_connections_per_peer": _whole(1),
     "drain_timeout_s": parse_duration,
     "row_retention_s": parse_duration,

@@ -50,6 +50,11 @@ class Settings:
     """Seconds an agent goes on without its server before it ends. Long enough for a restart or an upgrade."""
     max_queued: int = 100_000
     """Jobs that may wait before a new one is answered with 429. About 100 MB of memory when full."""
+    max_clusters_per_user: int = 20
+    """Clusters of their own that one user may have at a time. A scheduler takes about 100 MB, and who needs more than these
+    has mostly forgotten some."""
+    max_cluster_workers: int | None = None
+    """Dask workers that one cluster may ask for. None: as many as the pool's slots allow."""
     max_connections_per_peer: int = 512
     """Open connections that one address may have; more are answered with 503. A reverse proxy is one address: set it to
     what the proxy opens at most."""

@@ -34,6 +34,11 @@ async def sweep(ledger: Ledger, results: ResultStore, *, clock: Clock, row_reten
     if locations:
         await ledger.forget_locations(locations)
     gone = len(locations)
+    while (purged := await ledger.purge_clusters(
+        ended_before_us=clock.now_us() - int(row_retention_s * 1e6), limit=_BATCH
+    )) == _BATCH:  # fmt: skip
+        gone += purged
+    gone += purged
     while True:
         purged = await ledger.purge_jobs(finished_before_us=clock.now_us() - int(row_retention_s * 1e6), limit=_BATCH)
         gone += purged

@@ -127,6 +127,8 @@ async def _serve(settings: Settings, targets: list[str], parent: int | None) -> 
             manifest=manifest,
             spool=data_dir / "spool",
             max_queued=settings.max_queued,
+            max_clusters_per_user=settings.max_clusters_per_user,
+            max_cluster_workers=settings.max_cluster_workers,
             row_retention_s=settings.row_retention_s,
             logs_max_bytes=settings.logs_max_bytes,
             clock=clock,

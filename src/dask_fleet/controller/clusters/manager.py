@@ -26,6 +26,7 @@ from dask_fleet.model.clusters import (
     ClusterEventRecord,
     ClusterKind,
     ClusterRecord,
+    ClusterSpec,
     ClusterState,
     NewCluster,
     SlotLeaseState,
@@ -153,9 +154,7 @@ class Clusters:
             if entry.is_wanted:
                 entry.close_reason = self._why_close(entry, now, now_us)
                 if record.state is ClusterState.PENDING and record.epoch == 0 and not entry.held:
-                    entry.fail_reason = placing.impossible(
-                        record.spec.pool, record.spec.threads_per_worker, self._slots.hosts()
-                    )
+                    entry.fail_reason = self._why_impossible(record.spec)
                 if record.state is ClusterState.STARTING and now - entry.starting_since > START_S:
                     self._time_out_start(entry)
             settled = record.state is ClusterState.RUNNING and all(
@@ -253,13 +252,18 @@ class Clusters:
                 f"a cluster may have at most {self._max_workers} workers here, not {spec.n_workers}: ask for fewer,"
                 " or raise max_cluster_workers", limit=self._max_workers,
             )  # fmt: skip
-        hosts = self._slots.hosts()
-        why = placing.impossible(spec.pool, spec.threads_per_worker, hosts)
-        if why is None and spec.pool not in self.hearing.pools and self.hearing.is_settled:
-            known = ", ".join(repr(pool) for pool in sorted(self.hearing.pools)) or "none"
-            why = f"there is no pool {spec.pool!r}; the pools are: {known}"
+        why = self._why_impossible(new.spec)
         if why is not None:
             raise ClusterImpossible(why)
+
+    def _why_impossible(self, spec: ClusterSpec) -> str | None:
+        """Say why no agent that there is could ever give what is asked; ``None`` if one could, or may still come back."""
+        if not self.hearing.is_settled:
+            return None
+        if spec.pool not in self.hearing.pools:
+            known = ", ".join(repr(pool) for pool in sorted(self.hearing.pools))
+            return f"there is no pool {spec.pool!r}; the pools are: {known}"
+        return placing.impossible(spec.pool, spec.threads_per_worker, self._slots.hosts(absent=True))
 
     async def wait(self, cluster_id: str, timeout_s: float) -> ClusterRecord:
         """Return the cluster once it runs or has ended, or as it is after `timeout_s`.

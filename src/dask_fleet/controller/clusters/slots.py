@@ -40,12 +40,12 @@ class SlotGiver:
         self.hungry = False
         """Whether a cluster lacks anything: while none does, jobs pay nothing for clusters."""
 
-    def hosts(self, pool: str | None = None) -> list[Host]:
-        """Return the connected agents, of one pool or of all."""
+    def hosts(self, pool: str | None = None, *, absent: bool = False) -> list[Host]:
+        """Return the connected agents, of one pool or of all; with those that are expected back, if asked."""
         return [
             Host(handle.agent_id, pool=handle.pool, slots=handle.slots, nthreads=handle.nthreads, free=handle.free)
             for handle in self._agents
-            if handle.connected and pool in {None, handle.pool}
+            if (handle.connected or absent) and pool in {None, handle.pool}
         ]
 
     # ------------------------------------------------------------------ the two turns of clusters
