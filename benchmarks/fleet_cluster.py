@@ -1,0 +1,211 @@
+"""From nothing to a first result: `FleetCluster` beside ``LocalCluster`` and dask-gateway's local backend, in one run.
+
+    python -m benchmarks.fleet_cluster [--rounds 15] [--gateway VENV] [--json FILE]
+
+Each round takes a cluster of two workers from each system in turn, computes one task and gives it back, so that a slow
+minute of the machine hits all alike; medians are shown. Fleet's and the gateway's connections are under mutual TLS,
+LocalCluster's are not. ``--gateway`` names a virtual environment with ``dask-gateway`` and
+``dask-gateway-server[local]`` of the same Dask. What the agent's part of it takes, `benchmarks.clusters` measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dask_fleet.testing.served import ServedFleet
+
+WARM_UP = 3
+SETTLE_S = 60.0
+
+_GATEWAY_CONFIG = """
+python = {python!r}
+c.DaskGateway.backend_class = "dask_gateway_server.backends.local.UnsafeLocalBackend"
+c.DaskGateway.authenticator_class = "dask_gateway_server.auth.SimpleAuthenticator"
+c.Proxy.address = "127.0.0.1:{port}"
+c.DaskGateway.address = "127.0.0.1:0"
+c.LocalBackend.clusters_directory = {folder!r}
+# Its defaults are commands that distributed does not install any more.
+c.ClusterConfig.scheduler_cmd = [python, "-m", "distributed.cli.dask_scheduler"]
+c.ClusterConfig.worker_cmd = [python, "-m", "distributed.cli.dask_worker"]
+"""
+
+_GATEWAY_CLIENT = """
+import json, sys, time
+from dask_gateway import Gateway
+
+gateway = Gateway(sys.argv[1])
+for line in sys.stdin:
+    begun = time.perf_counter()
+    with gateway.new_cluster(shutdown_on_close=True) as cluster:
+        cluster.scale(2)
+        with cluster.get_client() as client:
+            assert client.submit(sum, (1, 2)).result() == 3
+            print(json.dumps(time.perf_counter() - begun), flush=True)
+"""
+
+_COLD = """
+import time
+begun = time.perf_counter()
+{make}
+from distributed import Client
+if __name__ == "__main__":
+    with {call} as cluster, Client(cluster) as client:
+        assert client.submit(sum, (1, 2)).result() == 3
+        print(time.perf_counter() - begun, flush=True)
+"""
+
+
+def once(make: Callable[[], Any]) -> float:
+    """Return the seconds from nothing to the first result."""
+    from distributed import Client
+
+    begun = time.perf_counter()
+    with make() as cluster, Client(cluster) as client:
+        assert client.submit(sum, (1, 2)).result() == 3
+        return time.perf_counter() - begun
+
+
+def cold(make: str, call: str) -> float:
+    """Return the seconds that a program of its own takes from its first import to the first result."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "cold.py")
+        script.write_text(_COLD.format(make=make, call=call))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
+        done = subprocess.run(
+            [sys.executable, str(script)],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        return float(done.stdout.splitlines()[-1])
+
+
+@contextlib.contextmanager
+def gateway(venv: Path, folder: Path) -> Iterator[Callable[[], float]]:
+    """Run a gateway with its local backend; yield what takes one cluster of it."""
+    python = str(venv / "bin" / "python")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = folder / "gateway.py"
+    config.write_text(_GATEWAY_CONFIG.format(python=python, port=port, folder=str(folder / "clusters")))
+    environment = {**os.environ, "PATH": f"{venv / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": ""}
+    with (folder / "gateway.log").open("wb") as output:
+        server = subprocess.Popen(
+            [str(venv / "bin" / "dask-gateway-server"), "-f", str(config)],
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
+            cwd=folder,
+        )
+    try:
+        deadline = time.monotonic() + SETTLE_S
+        while True:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=5).close()
+                break
+            assert time.monotonic() < deadline, (folder / "gateway.log").read_text()[-2000:]
+            time.sleep(0.1)
+        client = subprocess.Popen(
+            [python, "-c", _GATEWAY_CLIENT, f"http://127.0.0.1:{port}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        assert client.stdin is not None
+        assert client.stdout is not None
+
+        def take() -> float:
+            client.stdin.write("\n")
+            client.stdin.flush()
+            return float(json.loads(client.stdout.readline()))
+
+        try:
+            yield take
+        finally:
+            client.stdin.close()
+            client.wait(SETTLE_S)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(SETTLE_S)
+
+
+def settled(fleet: ServedFleet) -> None:
+    """Wait until all slots are back, so that a round does not pay for the one before."""
+    fleet.until(
+        lambda: all(agent["free"] == agent["slots"] for agent in fleet.status()["agents"]), "slots", timeout_s=SETTLE_S
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--gateway", type=Path)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+
+    from distributed import LocalCluster
+
+    from dask_fleet import FleetCluster
+
+    figures: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        arguments = ("--no-services", "--nworkers", "2", "--nthreads", "2")
+        fleet = stack.enter_context(ServedFleet([], folder / "fleet", args=arguments))
+        systems: dict[str, Callable[[], float]] = {
+            "FleetCluster, fresh processes (TLS)": lambda: once(
+                lambda: FleetCluster(n_workers=2, url=fleet.url, token=fleet.token, quiet=True)
+            ),
+            "LocalCluster (no TLS)": lambda: once(
+                lambda: LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+            ),
+        }
+        if given.gateway is not None:
+            systems["dask-gateway, local backend (TLS)"] = stack.enter_context(gateway(given.gateway, folder))
+        for number in range(given.rounds + WARM_UP):
+            for system, measure in systems.items():
+                settled(fleet)
+                took = measure()
+                if number >= WARM_UP:
+                    figures.setdefault(system, []).append(took)
+    programs = {
+        "embedded fleet, whole program": ("from dask_fleet import FleetCluster", "FleetCluster(n_workers=2, quiet=True)"),
+        "LocalCluster, whole program": ("from distributed import LocalCluster", "LocalCluster(n_workers=2)"),
+    }
+    for _ in range(max(3, given.rounds // 3)):
+        for system, (make, call) in programs.items():
+            figures.setdefault(system, []).append(cold(make, call))
+    for system, took_s in figures.items():
+        ordered = sorted(took_s)
+        print(
+            f"{system:40} median {statistics.median(ordered) * 1e3:7.0f} ms   "
+            f"best {ordered[0] * 1e3:7.0f}   worst {ordered[-1] * 1e3:7.0f}   n={len(ordered)}"
+        )
+    if given.json is not None:
+        given.json.write_text(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
