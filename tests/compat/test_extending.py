@@ -134,7 +134,7 @@ def test_restart(client: Client) -> None:
 def test_asynchronous_client(cluster: Any) -> None:
     async def main() -> None:
         async with Client(
-            cluster.scheduler_address, security=cluster.security, asynchronous=True, set_as_default=False
+            cluster.scheduler_address, security=cluster.security, asynchronous=True
         ) as client:
             assert await client.submit(sum, [1, 2, 3]) == 6
             futures = client.map(lambda n: n * n, range(10))
@@ -167,6 +167,7 @@ def test_many_clients_at_once(cluster: Any) -> None:
 
 def test_resources(fleet: Served) -> None:
     with fleet.cluster(1, 1, resources={"GPU": 2}) as made, Client(made) as client:
+        client.wait_for_workers(1, timeout=60)
         info = client.scheduler_info(n_workers=-1)["workers"]
         assert [worker["resources"] for worker in info.values()] == [{"GPU": 2.0}]
         assert client.submit(lambda: get_worker().state.total_resources["GPU"], resources={"GPU": 1}).result() == 2
@@ -178,6 +179,7 @@ def test_resources(fleet: Served) -> None:
 def test_configuration_of_a_cluster(fleet: Served) -> None:
     config = {"distributed.scheduler.allowed-failures": 17, "distributed.worker.memory.spill": False}
     with fleet.cluster(1, 1, config=config, preload=["wave"]) as made, Client(made) as client:
+        client.wait_for_workers(1, timeout=60)
         assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.allowed_failures) == 17
         assert set(client.run(lambda dask_worker: dask_worker.memory_manager.memory_spill_fraction).values()) == {False}
         assert set(client.run(lambda: "wave" in __import__("sys").modules).values()) == {True}
@@ -185,6 +187,7 @@ def test_configuration_of_a_cluster(fleet: Served) -> None:
 
 def test_memory_limit_and_thresholds(fleet: Served) -> None:
     with fleet.cluster(1, 1, memory_limit="700MiB") as made, Client(made) as client:
+        client.wait_for_workers(1, timeout=60)
         limits = client.run(
             lambda dask_worker: (
                 dask_worker.memory_manager.memory_limit,
@@ -197,6 +200,7 @@ def test_memory_limit_and_thresholds(fleet: Served) -> None:
 
 def test_more_data_than_memory_is_spilled(fleet: Served) -> None:
     with fleet.cluster(1, 1, memory_limit="600MiB") as made, Client(made) as client:
+        client.wait_for_workers(1, timeout=60)
         parts = client.map(lambda n: np.full(40 << 20, n, "u1"), range(20), pure=False)
         totals = client.map(lambda part: int(part[::1 << 20].sum()), parts)
         assert client.gather(totals) == [40 * n for n in range(20)]
