@@ -51,7 +51,7 @@ class Counting(WorkerPlugin):
 
 
 def get_counted() -> list[str]:
-    worker = next(iter(worker for worker in __import__("distributed").Worker._instances if hasattr(worker, "counted")))  # noqa: SLF001
+    worker = next(iter(worker for worker in __import__("distributed").Worker._instances if hasattr(worker, "counted")))
     counted: list[str] = worker.counted
     return counted
 
@@ -217,7 +217,7 @@ def test_scaling_down_keeps_scattered_data(fleet: Served, *, asynchronous: bool)
             await client.wait_for_workers(3, timeout=60)
             kept = await client.scatter(list(range(60)), hash=False)
             await made.scale(1)
-            while len((await client.scheduler.identity(n_workers=-1))["workers"]) > 1:
+            while len((await client.scheduler.identity(n_workers=-1))["workers"]) > 1:  # noqa: ASYNC110 - Dask tells nobody
                 await asyncio.sleep(0.05)
             assert await client.gather(kept) == list(range(60))
 

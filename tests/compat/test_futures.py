@@ -48,7 +48,8 @@ def _frames(traceback: Any) -> list[Any]:
 
 def test_as_completed(client: Client) -> None:
     assert sum(future.result() for future in as_completed(client.map(add_one, range(30)))) == 465
-    assert sorted(value for _, value in as_completed(client.map(add_one, range(30)), with_results=True)) == list(range(1, 31))
+    with_results = as_completed(client.map(add_one, range(30)), with_results=True)
+    assert sorted(value for _, value in with_results) == list(range(1, 31))
     walk = as_completed([client.submit(add_one, 0)])
     seen = []
     for future in walk:
@@ -98,13 +99,11 @@ def test_replicate_and_rebalance(client: Client) -> None:
 
 def test_cancel_and_release(client: Client) -> None:
     def endless() -> None:
-        while get_worker().state.tasks.get(key_of_this()) and not get_worker().state.tasks[key_of_this()].state == "cancelled":
-            time.sleep(0.02)
-
-    def key_of_this() -> str:
         from distributed.worker import thread_state
 
-        return str(thread_state.key)
+        known = get_worker().state.tasks
+        while (task := known.get(thread_state.key)) is not None and task.state != "cancelled":
+            time.sleep(0.02)
 
     future = client.submit(endless, pure=False)
     after = client.submit(lambda _: 1, future)

@@ -132,6 +132,6 @@ def test_cluster_object(client: Client, cluster: Any) -> None:
     assert len(cluster.scheduler_info["workers"]) == WORKERS
     assert client.cluster is cluster
     assert "workers=2" in repr(cluster)
-    assert cluster._repr_html_()  # noqa: SLF001 - what a notebook shows
+    assert cluster._repr_html_()
     assert any("Scheduler" in name for name in cluster.get_logs())
     json.dumps(dict(cluster.get_logs(cluster=False, scheduler=True, workers=False)))
