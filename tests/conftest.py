@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from dask_fleet.testing.served import ServedFleet, marked_processes
+
+# A shell that runs the tests in the background lets them ignore Ctrl-C, and every program they start inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FULL = os.environ.get("PROMISES") == "full"
 
