@@ -48,10 +48,8 @@ def job_ids(fleet: ServedFleet) -> list[str]:
 def test_answers_are_as_described(fleet: ServedFleet, job_ids: list[str], mode: GenerationMode) -> None:
     sent = {"Authorization": f"Bearer {fleet.token}"}
     schema = schemathesis.openapi.from_url(f"{fleet.url}/openapi.json", headers=sent)
-    described = [result.ok() for result in schema.get_all_operations()]
-    operations = [operation for operation in described if not operation.path.startswith("/v1/clusters")]
-    assert len(operations) == 2 * 6 + 16
-    assert len(described) == len(operations) + 7
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert len(operations) == 2 * 6 + 16 + 7
     failures: list[str] = []
     for operation in operations:
         calls = 0
@@ -90,6 +88,9 @@ def test_answers_are_as_described(fleet: ServedFleet, job_ids: list[str], mode: 
 
 
 def test_the_server_is_well_after_all_that(fleet: ServedFleet) -> None:
+    for cluster in fleet.request("GET", "/v1/clusters").json()["clusters"]:  # some of what was made up could be had
+        closed = fleet.request("DELETE", f"/v1/clusters/{cluster['cluster_id']}", headers={"Prefer": "wait=30"})
+        assert closed.status == 200, closed.body
     answer = fleet.post("http/double", {"n": 4}, wait=20)
     assert answer.json()["result"] == 8
     assert "Traceback" not in fleet.logs()
