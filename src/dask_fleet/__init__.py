@@ -2,7 +2,7 @@
 
 What an author of a service needs is here::
 
-    from dask_fleet import Service, progress, cancelled
+    from dask_fleet import Service, progress, cancelled, get_client
 
 and what a caller needs::
 
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dask_fleet.client import AsyncClient, AsyncJob, Client, FleetCluster, Job, as_completed
     from dask_fleet.model.errors import FleetError
-    from dask_fleet.services import Service, cancelled, progress
+    from dask_fleet.services import Service, cancelled, get_client, progress
 
 __version__ = "0.1.0"
 
@@ -36,6 +36,7 @@ _HOMES = {
     "Service": "dask_fleet.services",
     "as_completed": "dask_fleet.client",
     "cancelled": "dask_fleet.services",
+    "get_client": "dask_fleet.services",
     "progress": "dask_fleet.services",
 }
 
@@ -50,6 +51,7 @@ __all__ = [
     "__version__",
     "as_completed",
     "cancelled",
+    "get_client",
     "progress",
 ]
 

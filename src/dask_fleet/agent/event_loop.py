@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class EventLoopThread:
     """An asyncio loop in a daemon thread. While a function awaits, it holds no thread of the pool."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "event-loop") -> None:
+        self._name = name
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -51,11 +55,28 @@ class EventLoopThread:
         loop.call_soon_threadsafe(begin)
         return cancel
 
+    def submit(
+        self, coroutine: Coroutine[Any, Any, T], context: contextvars.Context, *, name: str
+    ) -> concurrent.futures.Future[T]:
+        """Run `coroutine` in `context` and let another thread wait for it."""
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def done(task: asyncio.Task[T]) -> None:
+            if task.cancelled():
+                future.cancel()
+            elif (exc := task.exception()) is not None:
+                future.set_exception(exc)
+            else:
+                future.set_result(task.result())
+
+        self.run(coroutine, context, name=name, done=done)
+        return future
+
     def _ensure(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                thread = threading.Thread(target=_run, args=(self._loop,), name="event-loop", daemon=True)
+                thread = threading.Thread(target=_run, args=(self._loop,), name=self._name, daemon=True)
                 contextvars.Context().run(thread.start)  # of no job, though the first one asks for it
             return self._loop
 

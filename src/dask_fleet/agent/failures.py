@@ -25,6 +25,22 @@ def of_invalid_parameters(exc: InvalidParameters) -> Failure:
     )
 
 
+def of_cluster(exc: BaseException) -> Failure | None:
+    """Return what is told where a job's Dask cluster is at fault, not the function; ``None`` if it is not.
+
+    Only of jobs that asked for a cluster: the module that defines these exceptions needs Dask.
+    """
+    from distributed.scheduler import KilledWorker
+
+    from dask_fleet.agent.job_cluster import ClusterUnavailable
+
+    if isinstance(exc, ClusterUnavailable):
+        return Failure.bounded(Cause.CLUSTER_UNAVAILABLE, str(exc))
+    if isinstance(exc, KilledWorker):
+        return Failure.bounded(Cause.WORKER_DIED, f"a task of its graph ended one worker after the other: {exc}")
+    return None
+
+
 def _type_name(exc: BaseException) -> str:
     cls = type(exc)
     return cls.__qualname__ if cls.__module__ in {"builtins", "__main__"} else f"{cls.__module__}.{cls.__qualname__}"

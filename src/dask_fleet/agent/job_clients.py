@@ -12,23 +12,50 @@ What of Dask 2026 this leans on is listed in `install`, which refuses to go on i
 
 from __future__ import annotations
 
+import asyncio
 import weakref
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dask_fleet.model.placement import PlacementMode
+
+if TYPE_CHECKING:
+    from dask_fleet.agent.graphs import Size
+    from dask_fleet.model.placement import Placement
 
 
-class _Table:
+class Driver(Protocol):
+    """An attempt that can have a Dask cluster of its own."""
+
+    placement: Placement
+
+    def connect(self, size: Size | None = None) -> Any:
+        """Return a synchronous client of the cluster, waiting until there is one. The calling thread loses its place."""
+        ...
+
+
+class ClientTable:
     """A job's default clients. Few jobs have any, so the mapping is made when it is first written to."""
 
-    __slots__ = ("clients",)
+    __slots__ = ("clients", "driver")
 
-    def __init__(self) -> None:
+    def __init__(self, driver: Driver | None = None) -> None:
+        self.driver = driver
         self.clients: MutableMapping[int, Any] | None = None
+
+    def add(self, client: Any) -> None:
+        """Make `client` the default one."""
+        from distributed.client import _global_client_index as index
+
+        if self.clients is None:
+            self.clients = weakref.WeakValueDictionary()
+        self.clients[index[0]] = client
+        index[0] += 1
 
 
 _NONE: MutableMapping[int, Any] = {}
-_job_clients: ContextVar[_Table | None] = ContextVar("fleet_job_clients", default=None)
+_job_clients: ContextVar[ClientTable | None] = ContextVar("fleet_job_clients", default=None)
 
 
 class _ClientsOfThisJob(MutableMapping[int, Any]):
@@ -65,18 +92,22 @@ class _ClientsOfThisJob(MutableMapping[int, Any]):
         return len(self._mine())
 
 
-class _NoClient:
-    """What Dask takes for a client where there is none: its ``get`` is the threaded scheduler."""
-
-    asynchronous = False
-
-    def __init__(self, get: Callable[..., Any]) -> None:
-        self.get = get
-
-
-def enter_job() -> None:
+def enter_job(driver: Driver | None = None) -> ClientTable:
     """Give the current context (each job runs in one of its own) an empty table of default clients."""
-    _job_clients.set(_Table())
+    table = ClientTable(driver)
+    _job_clients.set(table)
+    return table
+
+
+def table() -> ClientTable:
+    """Return the table of the job whose code runs here."""
+    return _job_clients.get() or enter_job()
+
+
+def driver() -> Driver | None:
+    """Return the attempt whose code runs here, if it may have a cluster of its own."""
+    table = _job_clients.get()
+    return None if table is None else table.driver
 
 
 def own_client() -> Any | None:
@@ -89,8 +120,33 @@ def own_client() -> Any | None:
         return None
 
 
-def install(get: Callable[..., Any]) -> None:
-    """Set this process up: `get` computes wherever a job has no client of its own.
+def client_or(stand_in: Any) -> Any:
+    """Return the client of a plain ``.compute()`` here; where the author forces a cluster, that of the job's own one.
+
+    Dask asks before it optimises: how a dataframe is shuffled depends on whether there is a cluster.
+    """
+    client = own_client()
+    if client is not None:
+        return client
+    job = driver()
+    if job is not None and job.placement.mode is PlacementMode.CLUSTER and not on_event_loop():
+        return job.connect()
+    return stand_in
+
+
+def on_event_loop() -> bool:
+    """Whether an event loop runs in this thread: nobody may wait for another loop here."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def install(stand_in: Any) -> None:
+    """Set this process up: wherever a job has no client of its own, Dask takes `stand_in` for one.
+
+    It has a ``get`` and a ``persist``.
 
     Raises
     ------
@@ -104,6 +160,7 @@ def install(get: Callable[..., Any]) -> None:
     for module, name in (
         (distributed.client, "_global_clients"),
         (distributed.client, "_current_client"),
+        (distributed.client, "_global_client_index"),
         (dask.base, "_distributed_available"),
         (dask.base, "_get_distributed_client"),
         (dask.base, "_DistributedClient"),
@@ -114,17 +171,16 @@ def install(get: Callable[..., Any]) -> None:
                 "install the versions of constraints.txt"
             )
     dask.base._distributed_available()  # fills the two names that are replaced now  # noqa: SLF001
-    stand_in = _NoClient(get)
 
     class _AlwaysAClient:
         """`get_scheduler` asks only whether there is one."""
 
         @staticmethod
         def current(*, allow_global: bool = True) -> Any:  # noqa: ARG004
-            return own_client() or stand_in
+            return own_client() or stand_in  # asked for explicit schedulers, too: no reason to have a cluster
 
     setattr(dask.base, "_DistributedClient", _AlwaysAClient)  # noqa: B010 - mypy would refuse the plain assignment
-    setattr(dask.base, "_get_distributed_client", lambda: own_client() or stand_in)  # noqa: B010
+    setattr(dask.base, "_get_distributed_client", lambda: client_or(stand_in))  # noqa: B010
     clients = distributed.client._global_clients  # noqa: SLF001
     if not isinstance(clients, _ClientsOfThisJob):
         distributed.client._global_clients = _ClientsOfThisJob(clients)  # noqa: SLF001

@@ -79,6 +79,9 @@ class PlacePool(Executor):
         the pool may have been started by a function that waits for it in its place: for as long as the block runs, there is
         one place more.
         """
+        if getattr(self._here, "left", False):
+            yield  # it counts for none already
+            return
         if not getattr(self._here, "inside", False):
             self._add_thread()
             try:
@@ -95,6 +98,12 @@ class PlacePool(Executor):
             self._queue.put(ticket)
             ticket.granted.wait()
             self._here.inside = True
+
+    def leave(self) -> None:
+        """Give the calling thread's place away for good: the thread ends with the call it is in. Twice is harmless."""
+        if getattr(self._here, "inside", False):
+            self._here.inside, self._here.left = False, True
+            self._add_thread()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
         """Do nothing: the places live as long as their process, whoever borrowed them as an executor."""
@@ -116,4 +125,6 @@ class PlacePool(Executor):
                 call()
             except BaseException:
                 log.exception("a call in the pool raised")
+            if not self._here.inside:
+                return  # it gave its place away
             del call  # a finished job's values must not live until the next call

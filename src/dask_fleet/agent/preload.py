@@ -28,6 +28,7 @@ _HEAVY = (
     "dask_fleet.agent.clusters.membership",
     "dask_fleet.agent.clusters.scheduler_process",
     "dask_fleet.agent.clusters.fleet_scheduler",
+    "dask_fleet.agent.job_cluster",
 )
 
 

@@ -21,6 +21,7 @@ from dask_fleet.agent.clusters import member_process
 from dask_fleet.agent.clusters.frames import Join, Leave, Renew
 from dask_fleet.agent.orphans import MARK
 from dask_fleet.agent.worker_frames import decode_for_worker
+from dask_fleet.protocol.cluster_frames import JobCluster
 from dask_fleet.protocol.frames import (
     Cancel,
     Frame,
@@ -159,6 +160,8 @@ def _serve(channel: socket.socket, options: WorkerOptions) -> None:
                 runner.start(frame)
             elif isinstance(frame, Cancel):
                 runner.cancel(frame)
+            elif isinstance(frame, JobCluster):
+                runner.job_cluster(frame)
             elif isinstance(frame, Load):
                 send(_load(frame, runner))
             elif isinstance(frame, Join | Leave | Renew):

@@ -35,11 +35,15 @@ class Cause(StrEnum):
     """The agent went away with the attempt."""
     SERVICE_UNAVAILABLE = "service_unavailable"
     """The worker could not load the service's code."""
+    CLUSTER_UNAVAILABLE = "cluster_unavailable"
+    """The job asks for a Dask cluster that the pool cannot give; the message says what it lacks."""
+    CLUSTER_LOST = "cluster_lost"
+    """The scheduler of the job's Dask cluster went away under the attempt."""
 
     @property
     def is_infrastructure(self) -> bool:
         """Whether the fault lies in our machinery, not in the function: its retries are counted apart."""
-        return self in {Cause.AGENT_LOST, Cause.RESULT_STORE_FULL}
+        return self in {Cause.AGENT_LOST, Cause.RESULT_STORE_FULL, Cause.CLUSTER_LOST}
 
     @property
     def is_death(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from dask_fleet.model.jobs import Policy
+from dask_fleet.model.placement import Placement
 
 MANIFEST_FORMAT = 1
 
@@ -27,6 +28,7 @@ class EndpointManifest(msgspec.Struct, frozen=True, kw_only=True):
     result_schema: dict[str, Any] | None = None
     """JSON Schema of the result, where the return annotation tells one."""
     policy: Policy = Policy()
+    placement: Placement = Placement()
 
 
 class ServiceManifest(msgspec.Struct, frozen=True, kw_only=True):

@@ -74,6 +74,7 @@ def endpoint_document(service: str, endpoint: EndpointManifest) -> dict[str, Any
         "returns": endpoint.returns,
         "result_schema": endpoint.result_schema,
         "policy": endpoint.policy,
+        "placement": endpoint.placement,
     }
 
 

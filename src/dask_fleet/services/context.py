@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from dask_fleet.model.failure import sendable
 
@@ -32,9 +33,11 @@ class JobContext:
         Called with ``(done, total, text)``, at most about ten times a second, from whatever thread reports.
     is_cancelled
         Whether the job is no longer wanted.
+    client
+        Gives a client of the job's Dask cluster, or an awaitable of one where it is called on an event loop.
     """
 
-    __slots__ = ("_last_s", "_lock", "_pending", "_token", "attempt", "is_cancelled", "job_id", "report")
+    __slots__ = ("_last_s", "_lock", "_pending", "_token", "attempt", "client", "is_cancelled", "job_id", "report")
 
     def __init__(
         self,
@@ -43,11 +46,13 @@ class JobContext:
         attempt: int,
         report: Callable[[float, float, str], None],
         is_cancelled: Callable[[], bool],
+        client: Callable[[], Any] | None = None,
     ) -> None:
         self.job_id = job_id
         self.attempt = attempt
         self.report = report
         self.is_cancelled = is_cancelled
+        self.client = client
         self._lock = threading.Lock()
         self._last_s = -math.inf
         self._pending: tuple[float, float, str] | None = None
@@ -127,3 +132,29 @@ def cancelled() -> bool:
     """
     job = _current.get()
     return job is not None and job.is_cancelled()
+
+
+def get_client() -> Any:
+    """Return a ``distributed.Client`` of a Dask cluster of this job's own; in an ``async`` function, ``await`` it.
+
+    The first call asks the fleet for the cluster and waits until it has its first worker. From then on the function holds no
+    thread of its worker process and no slot, so that it may wait for its cluster as long as it likes, and a plain
+    ``.compute()`` or ``.persist()`` of it runs on that cluster, too. The cluster ends with the job.
+
+    Inside a task of a Dask cluster, and outside of jobs, it is the client that ``distributed.get_client`` gives there.
+
+    Raises
+    ------
+    RuntimeError
+        If the endpoint says ``placement="worker"``, if the fleet cannot give a cluster, or if there is no client here.
+    """
+    job = _current.get()
+    if job is not None and job.client is not None:
+        return job.client()
+    distributed = sys.modules.get("distributed")  # without it, nobody can have made a client
+    try:
+        if distributed is not None:
+            return distributed.get_client()
+    except ValueError:
+        pass
+    raise RuntimeError("there is no Dask client outside of a job; make one: distributed.Client(...)")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dask_fleet.model.errors import InvalidParameters
 from dask_fleet.model.jobs import Policy
 from dask_fleet.model.manifest import EndpointManifest
+from dask_fleet.model.placement import Placement
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -31,12 +32,17 @@ class Endpoint:
         The author's function, as it is.
     policy
         How its jobs are run and kept.
+    placement
+        Where its Dask graphs run.
     """
 
-    def __init__(self, name: str, function: Callable[..., Any], policy: Policy) -> None:
+    def __init__(
+        self, name: str, function: Callable[..., Any], policy: Policy, placement: Placement | None = None
+    ) -> None:
         self.name = name
         self.function = function
         self.policy = policy
+        self.placement = placement or Placement()
 
     def __repr__(self) -> str:
         return f"Endpoint({self.name!r})"
@@ -102,6 +108,7 @@ class Endpoint:
             returns=returns,
             result_schema=result_schema,
             policy=self.policy,
+            placement=self.placement,
         )
 
 

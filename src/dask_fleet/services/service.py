@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar, overload
 
 from dask_fleet.model.durations import parse_bytes, parse_duration_s
 from dask_fleet.model.errors import ServiceDefinitionError
 from dask_fleet.model.jobs import Policy
+from dask_fleet.model.placement import DEFAULT_LOCAL_TASKS, Placement, PlacementMode
 from dask_fleet.services.endpoint import Endpoint
 from dask_fleet.services.source import place_of
 
@@ -78,6 +80,11 @@ class Service:
         retries: int = ...,
         pure: bool = ...,
         max_result: str | int = ...,
+        placement: str = ...,
+        local_tasks: int = ...,
+        workers: int | None = ...,
+        threads_per_worker: int | None = ...,
+        resources: Mapping[str, float] | None = ...,
     ) -> Callable[[Function], Function]: ...
 
     def endpoint(
@@ -90,6 +97,11 @@ class Service:
         retries: int = 0,
         pure: bool = True,
         max_result: str | int = "2GiB",
+        placement: str = "auto",
+        local_tasks: int = DEFAULT_LOCAL_TASKS,
+        workers: int | None = None,
+        threads_per_worker: int | None = None,
+        resources: Mapping[str, float] | None = None,
     ) -> Any:
         """Serve a function; it stays the plain function it is.
 
@@ -107,6 +119,18 @@ class Service:
             Whether equal requests are one job. ``False`` gives each request its own.
         max_result
             Largest encoded result.
+        placement
+            Where Dask graphs of this endpoint run: ``"auto"`` takes the worker process's own threads for a graph of at most
+            `local_tasks` tasks and a Dask cluster of the job's own for a larger one; ``"worker"`` and ``"cluster"`` force
+            one of the two.
+        local_tasks
+            See `placement`.
+        workers
+            Dask workers of a job's cluster; by default as many as its graph can use and the pool can give.
+        threads_per_worker
+            Threads of each of them.
+        resources
+            What each of them offers to tasks that ask for it, as in Dask: ``{"GPU": 1}``.
 
         Raises
         ------
@@ -121,6 +145,10 @@ class Service:
             own_name = name if name is not None else getattr(function, "__name__", "")
             try:
                 policy = _policy(cache=cache, timeout=timeout, retries=retries, pure=pure, max_result=max_result)
+                placed = _placement(
+                    placement, local_tasks=local_tasks, workers=workers, threads_per_worker=threads_per_worker,
+                    resources=resources,
+                )
                 endpoint_name = _checked_name("endpoint", own_name)
             except ServiceDefinitionError as exc:
                 raise ServiceDefinitionError(f"{at}: {exc.detail}") from None
@@ -129,7 +157,7 @@ class Service:
                     f"{at}: the service {self.name!r} has an endpoint {endpoint_name!r} already,"
                     f" at {place_of(other.function)}; give one of them another name: @service.endpoint('another-name')"
                 )
-            self.endpoints[endpoint_name] = Endpoint(endpoint_name, function, policy)
+            self.endpoints[endpoint_name] = Endpoint(endpoint_name, function, policy, placed)
             return function
 
         return register
@@ -167,4 +195,38 @@ def _policy(*, cache: object, timeout: object, retries: object, pure: object, ma
         retries=retries,
         pure=pure,
         max_result_bytes=numbers["max_result"],
+    )
+
+
+def _placement(
+    mode: object, *, local_tasks: object, workers: object, threads_per_worker: object, resources: object
+) -> Placement:
+    known = [str(value) for value in PlacementMode]
+    if mode not in known:
+        raise ServiceDefinitionError(f"placement must be one of {', '.join(map(repr, known))}, not {mode!r}")
+    if isinstance(local_tasks, bool) or not isinstance(local_tasks, int) or local_tasks < 0:
+        raise ServiceDefinitionError(f"local_tasks must be a whole number of tasks, 0 or more, not {local_tasks!r}")
+    for option, size in (("workers", workers), ("threads_per_worker", threads_per_worker)):
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ServiceDefinitionError(f"{option} must be a whole number, 1 or more, not {size!r}")
+    wants = {} if resources is None else resources
+    if not isinstance(wants, Mapping) or not all(
+        isinstance(name, str) and name and not isinstance(amount, bool)
+        and isinstance(amount, int | float) and math.isfinite(amount) and amount > 0
+        for name, amount in wants.items()
+    ):
+        raise ServiceDefinitionError(
+            f"resources must give a number above 0 for each name, as in {{'GPU': 1}}, not {resources!r}"
+        )
+    if mode == PlacementMode.WORKER and (workers is not None or threads_per_worker is not None or wants):
+        raise ServiceDefinitionError(
+            "placement='worker' has no cluster that workers, threads_per_worker or resources could be of: leave them out, or"
+            " say placement='auto' or 'cluster'"
+        )
+    return Placement(
+        mode=PlacementMode(str(mode)),
+        local_tasks=local_tasks,
+        workers=workers if isinstance(workers, int) else None,
+        threads_per_worker=threads_per_worker if isinstance(threads_per_worker, int) else None,
+        resources={name: float(amount) for name, amount in wants.items()},
     )
