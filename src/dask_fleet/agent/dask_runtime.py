@@ -134,7 +134,7 @@ class DaskRuntime:
 
         def get(dsk: Any, keys: Any, **options: Any) -> Any:
             if limit is not None:
-                size, dsk = graphs.large(dsk, limit)
+                size, dsk = graphs.large(dsk, limit, again=True)
                 if size is not None:
                     raise GraphTooLarge(size)
             # Passed along, not registered: Dask keeps registered callbacks process-wide, where other jobs would feel them.
@@ -162,7 +162,7 @@ def _size_of_persist(collections: Any, limit: int, *, optimize_graph: bool) -> S
     import dask
 
     def look(dsk: Any, _keys: Any, **_options: Any) -> Any:
-        raise _Looked(graphs.large(dsk, limit)[0])
+        raise _Looked(graphs.large(dsk, limit, again=True)[0])
 
     try:
         dask.persist(*collections, traverse=False, optimize_graph=optimize_graph, scheduler=look)

@@ -14,6 +14,9 @@ SURELY_LARGE = 20
 _MOST_WALKED = 100_000
 """Tasks of a graph whose width is found out; what has more gets all that the pool can give, anyway."""
 
+_KEPT_ON_DISK = ("groupby-collect-", "partd-")
+"""Layers by which a bag is grouped where there is no cluster: their tasks meet in a folder of their host."""
+
 
 class Size(NamedTuple):
     """Of a graph. The width is the number of tasks that could run at once at most, as far as can be told cheaply."""
@@ -29,7 +32,9 @@ class Layers(NamedTuple):
     """About how many; 0 if it does not tell."""
     width: int
     bound: bool
-    """It keeps data on the disk of its host: it was made for the threads of one process."""
+    """It keeps data on the disk of its host: it was made for one process."""
+    lowered: bool = False
+    """So does what it was optimised to; what it was made from may become something else."""
 
 
 def look(expression: Any) -> Layers:
@@ -38,22 +43,21 @@ def look(expression: Any) -> Layers:
     if walk is None:
         return Layers(0, 0, bound=False)
     tasks = width = 0
-    bound = False
+    bound = lowered = False
     try:
         for node in walk():
-            bound = bound or "Disk" in type(node).__name__
+            lowered = lowered or "Disk" in type(node).__name__
             layered = getattr(node, "hlg", None)
             if layered is not None:
                 for name, layer in layered.layers.items():
                     tasks, width = tasks + len(layer), max(width, len(layer))
-                    bound = bound or str(name).startswith("partd-")
+                    bound = bound or str(name).startswith(_KEPT_ON_DISK)
             else:
                 partitions = getattr(node, "npartitions", 0)
                 tasks, width = tasks + partitions, max(width, partitions)
     except Exception:  # noqa: BLE001 - an expression is the author's own, or of another version of Dask
-        return Layers(0, 0, bound=bound)
-    # An expression over others repeats them in its own layers.
-    return Layers(tasks, width, bound=bound)
+        return Layers(0, 0, bound=bound, lowered=lowered)
+    return Layers(tasks, width, bound=bound, lowered=lowered)
 
 
 def as_graph(expression: Any) -> Mapping[Any, Any]:
@@ -99,13 +103,18 @@ def _width(dependencies: Mapping[Any, Any]) -> int:
     return widest
 
 
-def large(expression: Any, limit: int) -> tuple[Size | None, Any]:
+def large(expression: Any, limit: int, *, again: bool = False) -> tuple[Size | None, Any]:
     """Return the size of what Dask hands to a scheduler if it has more than `limit` tasks and may leave the process.
 
     Else ``None``; and in any case what to compute: the expression, or the graph if it had to be made.
+
+    Parameters
+    ----------
+    again
+        On a cluster it would be optimised again. How a dataframe is shuffled is decided only then.
     """
     layers = look(expression)
-    if layers.bound:
+    if layers.bound or (layers.lowered and not again):
         return None, expression
     if layers.tasks > SURELY_LARGE * max(limit, 1):
         return Size(layers.tasks, layers.width), expression

@@ -18,8 +18,8 @@ from typing import Any, cast
 from distributed import Client
 from distributed.client import FutureCancelledError
 
+from dask_fleet.agent.clusters.authority import request_certificate
 from dask_fleet.agent.clusters.credentials import Credentials
-from dask_fleet.agent.clusters.key_request import make_key_request
 from dask_fleet.agent.clusters.security import client_security
 from dask_fleet.agent.event_loop import EventLoopThread
 from dask_fleet.agent.graphs import Size
@@ -117,7 +117,7 @@ class AttemptCluster:
         with self._lock:
             if self._key:
                 return
-            self._key, request = make_key_request(f"job {self._start.job_id}")
+            request, self._key = request_certificate(f"job {self._start.job_id}")
         tasks, width = size or (0, 0)
         placement = self._placement
         self._send(

@@ -43,11 +43,11 @@ def load_target(target: str) -> list[Service]:
         path = Path(target).resolve()
         if not path.is_file():
             raise ServiceImportError(f"there is no file {target}: give the path of a Python file, or the name of a module")
-        folder, name = _import_root(path)
-        _put_on_path(folder)
+        folder, name = import_root(path)
+        put_on_path(folder)
         _refuse_namesakes(folder)
     else:
-        _put_on_path(Path.cwd())
+        put_on_path(Path.cwd())
         path, name = None, target
     before = set(sys.modules)
     module = _import(target, name, path if path is not None and "." not in name else None)
@@ -93,7 +93,7 @@ def is_file_target(target: str) -> bool:
     return target.endswith(".py") or os.sep in target
 
 
-def _import_root(path: Path) -> tuple[Path, str]:
+def import_root(path: Path) -> tuple[Path, str]:
     """Return the folder to put on ``sys.path`` and the name to import `path` by."""
     folder, parts = path.parent, [path.stem]
     while (folder / "__init__.py").is_file() and folder.name.isidentifier():
@@ -107,7 +107,8 @@ def _import_root(path: Path) -> tuple[Path, str]:
     return folder, ".".join(parts).removesuffix(".__init__")
 
 
-def _put_on_path(folder: Path) -> None:
+def put_on_path(folder: Path) -> None:
+    """Let the modules of `folder` be imported, before others of their names."""
     entry = str(folder)
     if entry not in sys.path:
         sys.path.insert(0, entry)

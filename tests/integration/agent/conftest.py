@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,34 @@ def shared_fleet(data_dir: Path, **options: Any) -> Iterator[Shared]:
             yield Shared(loop, server, agent)
         finally:
             asyncio.run_coroutine_threadsafe(context.__aexit__(None, None, None), loop).result(PATIENCE_S)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@contextmanager
+def on_a_loop(
+    context: AbstractAsyncContextManager[Any],
+) -> Iterator[Callable[[Callable[[Any], Awaitable[Any]]], Any]]:
+    """Enter an asynchronous context on a loop in a thread; gives a function that runs a scene with what it gave."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="scenes")
+    thread.start()
+
+    def wait(coroutine: Any) -> Any:
+        async def bounded() -> Any:
+            async with asyncio.timeout(2 * PATIENCE_S):
+                return await coroutine
+
+        return asyncio.run_coroutine_threadsafe(bounded(), loop).result()
+
+    try:
+        given = wait(context.__aenter__())
+        try:
+            yield lambda scene: wait(scene(given))
+        finally:
+            wait(context.__aexit__(None, None, None))
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()

@@ -31,6 +31,8 @@ class Open(Frame, frozen=True, kw_only=True):
     """On loopback."""
     allowed_failures: int | None = None
     """Worker deaths before Dask blames a task; ``None`` leaves it to Dask's configuration."""
+    targets: list[str] = msgspec.field(default_factory=list)
+    """Services whose modules graphs may name, files or modules; imported when a graph does."""
     report_s: float = 1.0
     """State is reported at most that often, and only when it has changed."""
 

@@ -28,6 +28,7 @@ from dask_fleet.agent.clusters.frames import (
     decode_for_scheduler,
 )
 from dask_fleet.protocol.frames import Frame, encode_prefixed
+from dask_fleet.services.provided import provide
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class _Process:
         await self._send(Opened(request.cluster, self._scheduler.address, self._scheduler.dashboard_url))
 
     async def _serve(self, request: Open) -> None:
+        provide(request.targets)
         scheduler = self._scheduler
         tasks = [
             asyncio.create_task(self._listen(), name="frames"),
