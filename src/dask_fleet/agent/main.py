@@ -220,7 +220,7 @@ class Agent:
         if self._shipper is not None:
             self._shipper.welcomed(welcome.ledger_id)
         self._supervisor.welcome(welcome)
-        self._clusters.welcomed()
+        self._clusters.welcomed(welcome.targets)
         log.info("connected", extra={"action": "connected", "ledger_id": welcome.ledger_id})
 
     def _on_frames(self, frames: list[ServerFrame]) -> None:

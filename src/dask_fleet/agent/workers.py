@@ -19,6 +19,7 @@ from dask_fleet.agent.deaths import Death
 from dask_fleet.agent.last_words import LastWords
 from dask_fleet.agent.vitals import KILL_AT, Vitals
 from dask_fleet.agent.worker_frames import FromWorker, decode_from_worker
+from dask_fleet.model.placement import MAX_ATTEMPTS
 from dask_fleet.protocol.frames import Frame, Load, Start, encode_prefixed
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class WorkerProcess:
     ) -> None:
         self.name = name
         self.nthreads = nthreads
+        self._most_attempts = max(MAX_ATTEMPTS, nthreads)
         self.pid = process.pid or 0
         self.attempts: dict[AttemptKey, Attempt] = {}
         self.versions: dict[str, str] | None = None
@@ -116,13 +118,19 @@ class WorkerProcess:
     @property
     def has_room(self) -> bool:
         """Whether it could take another attempt of something it has loaded."""
-        return self.versions is not None and not self.retiring and len(self.attempts) + self.lent < self.nthreads
+        return (
+            self.versions is not None
+            and not self.retiring
+            and len(self.attempts) + self.lent < self.nthreads
+            and len(self.attempts) < self._most_attempts
+        )
 
     def takes(self, start: Start) -> bool:
         """Whether it has a free thread, has loaded that service, and serves that tenant or nobody yet."""
         return (
             self.versions is not None
             and len(self.attempts) + self.lent < self.nthreads
+            and len(self.attempts) < self._most_attempts
             and not self.retiring
             and self.versions.get(start.service) == start.version
             and (self.tenant is None or self.tenant == start.tenant)

@@ -8,6 +8,7 @@ import msgspec
 
 from dask_fleet.controller.fair_queue import Lane
 from dask_fleet.controller.pipeline import LONG_S, Endpoint, Window
+from dask_fleet.model.placement import MAX_ATTEMPTS
 from dask_fleet.plugins.clock import Clock
 from dask_fleet.protocol.frames import Progress, ServerFrame
 
@@ -31,6 +32,8 @@ class HeldAttempt(msgspec.Struct, gc=False):
     """A suspect, which has a worker process for itself."""
     alongside: int = 1
     """How many the agent held then, this one included."""
+    slotless: bool = False
+    """It has given its slot back for good: it waits for its own cluster."""
     progress: Progress | None = None
 
 
@@ -63,6 +66,7 @@ class AgentHandle:
         self._held: dict[AttemptKey, HeldAttempt] = {}
         self._not_short = 0
         self._alone = 0
+        self._slotless = 0
         self.reserved = 0
         self.reserved_alone = 0
         """Of the reserved slots, those for suspects."""
@@ -91,16 +95,26 @@ class AgentHandle:
         """Note that it holds an attempt."""
         self.drop((attempt.seq, attempt.attempt))
         self._held[attempt.seq, attempt.attempt] = attempt
-        self._not_short += not attempt.short
+        self._not_short += not (attempt.short or attempt.slotless)
         self._alone += attempt.alone
+        self._slotless += attempt.slotless
 
     def drop(self, key: AttemptKey) -> HeldAttempt | None:
         """Note that it holds an attempt no more; return what was known of it."""
         attempt = self._held.pop(key, None)
         if attempt is not None:
-            self._not_short -= not attempt.short
+            self._not_short -= not (attempt.short or attempt.slotless)
             self._alone -= attempt.alone
+            self._slotless -= attempt.slotless
         return attempt
+
+    def give_slot_back(self, key: AttemptKey) -> bool:
+        """Note that an attempt waits for a cluster of its own, so that others get its slot; whether that is news."""
+        attempt = self._held.get(key)
+        if attempt is None or attempt.slotless:
+            return False
+        self.hold(msgspec.structs.replace(attempt, slotless=True))
+        return True
 
     def reserve(self, *, alone: bool = False) -> None:
         """Set a slot aside for a run that is being claimed."""
@@ -117,7 +131,7 @@ class AgentHandle:
         """Slots that nothing uses; negative while work is given ahead."""
         if self._send is None:
             return 0
-        free = self.slots - len(self._held) - self.reserved - self.leased - self.promised
+        free = self.slots - len(self._held) - self.reserved - self.leased - self.promised + self._slotless
         if self._alone or self.reserved_alone:
             free -= (self._alone + self.reserved_alone) * (self.nthreads - 1)  # a suspect takes its whole process
         return free
@@ -125,11 +139,20 @@ class AgentHandle:
     @property
     def takes_suspect(self) -> bool:
         """Whether a suspect may be given to it now: a worker process for each of them, and nothing ahead."""
-        return self._alone + self.reserved_alone < self.nworkers and self.free > 0
+        return self._alone + self.reserved_alone < self.nworkers and self.free > 0 and not self._is_full
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether it has as many attempts as it may, though those that wait for clusters of their own take no slots."""
+        if not self._slotless:
+            return False
+        return len(self._held) + self.reserved >= max(MAX_ATTEMPTS, self.nthreads) * self.nworkers
 
     @property
     def takes_more(self) -> bool:
         """Whether a run may be given to it now: to a free slot, or ahead."""
+        if self._is_full:
+            return False
         free = self.free
         if free > 0:
             return True
@@ -142,7 +165,7 @@ class AgentHandle:
         for held in self._held.values():  # oldest first
             if held.since > before:
                 break
-            long += held.short
+            long += held.short and not held.slotless
         return long < slots and free + self.window.ahead * (slots - long) // slots > 0
 
     def can_run(self, lane: Lane) -> bool:

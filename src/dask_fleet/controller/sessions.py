@@ -111,7 +111,12 @@ class Sessions:
                 handle.send(Cancel(ref.seq, ref.run, ref.attempt, 0.0))  # a zombie: its outcome will be refused
             elif key not in handle.held and agent_home(job.agent or "") == handle.home:
                 # Its own, or its predecessor's: what that one had spooled, this one delivers, or it is lost with this one.
-                handle.hold(HeldAttempt(seq=ref.seq, run=ref.run, attempt=ref.attempt, alone=job.suspect))
+                handle.hold(
+                    HeldAttempt(
+                        seq=ref.seq, run=ref.run, attempt=ref.attempt, alone=job.suspect,
+                        slotless=key in self._clusters.book.by_attempt,
+                    )
+                )  # fmt: skip
         for key, held in list(handle.held.items()):
             job = self._dispatcher.by_seq.get(held.seq)
             if job is None or job.attempt != held.attempt:
@@ -140,6 +145,9 @@ class Sessions:
     async def take_up(self) -> None:
         """At start, after all running attempts were adopted: whom they are expected from, and for how long."""
         ended = await self.leases.take_up()
+        for key in self._clusters.book.by_attempt:
+            for handle in self._agents:
+                handle.give_slot_back(key)
         for handle in self._agents:
             if handle.agent_id in ended:
                 # The server died between the end of the lease and the loss of what the agent held.
@@ -178,6 +186,8 @@ class Sessions:
                     if frame.held is not None:
                         self._send_missing(handle, {(ref.seq, ref.attempt) for ref in frame.held})
                 case NeedCluster():
+                    if handle.give_slot_back((frame.seq, frame.attempt)):
+                        self._dispatcher.pump()
                     self._spawn(self._clusters.need(handle, frame), f"need-{frame.seq}-{frame.attempt}")
                 case Hello():
                     raise ProtocolError("a second Hello on one connection")

@@ -14,6 +14,10 @@ DEFAULT_LOCAL_TASKS = 1_000
 """Tasks that the threads of one worker process get through in about a tenth of a second if each does next to nothing: as
 long as it takes to have a cluster."""
 
+MAX_ATTEMPTS = 64
+"""Attempts of one worker process, those included that have given their thread away and wait for a cluster: each has a
+thread or a coroutine, a connection, and what it keeps in memory. A process with more threads takes as many."""
+
 
 class PlacementMode(StrEnum):
     """What the author asks for."""

@@ -1,7 +1,7 @@
 """Lets a process that does not run services import their modules all the same.
 
-A graph names its author's functions by module. The scheduler of a job's cluster reads the graph, so it must be able to import
-what the worker process has loaded; but only if the graph names it, for importing runs the author's code and takes time.
+A graph names its author's functions by module. The scheduler of a job's cluster reads the graph, so it must be able to
+import what the worker process has loaded; but only if the graph names it: importing runs the author's code and takes time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class _ServiceFinder(MetaPathFinder):
         self.files: dict[str, Path] = {}
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None  # noqa: ARG002
     ) -> ModuleSpec | None:
         file = self.files.get(fullname)
         return None if file is None else importlib.util.spec_from_file_location(fullname, file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dask_fleet.agent.clusters.authority import Authority, Role
@@ -27,7 +27,13 @@ class HeldCluster:
     """The scheduler process of one epoch of a cluster, and the cluster's authority, whose key is nowhere else."""
 
     def __init__(
-        self, request: OpenCluster, *, spares: Spares[SchedulerProcess], host: str, send: Callable[[Any], None]
+        self,
+        request: OpenCluster,
+        *,
+        spares: Spares[SchedulerProcess],
+        host: str,
+        send: Callable[[Any], None],
+        targets: Sequence[str] = (),
     ) -> None:
         loop = asyncio.get_running_loop()
         self.request = request
@@ -40,6 +46,7 @@ class HeldCluster:
         self._spares = spares
         self._host = host
         self._send = send
+        self._targets = targets
         self._process: SchedulerProcess | None = None
         self._closing: asyncio.Future[str] = loop.create_future()
 
@@ -78,6 +85,7 @@ class HeldCluster:
                 preloads=request.preload,
                 idle_timeout_s=None if idle_s is None else idle_s + _IDLE_BEYOND_S,
                 dashboard=request.dashboard,
+                targets=list(self._targets),
             )
         )
         self.opened.set_result(opened)

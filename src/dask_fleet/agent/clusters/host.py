@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,7 @@ class ClusterHost:
         self._host = host
         self._memory_limit_bytes = memory_limit_bytes
         self._scratch = Scratch(data_dir)
+        self._targets: Sequence[str] = ()
         self._loop = asyncio.get_running_loop()
         self._scheduler_launcher = SchedulerLauncher(launcher.thread, launcher.folder)
         self._schedulers: Spares[SchedulerProcess] = Spares(
@@ -142,8 +143,15 @@ class ClusterHost:
         for lease in self._leases.values():
             lease.take(0.0, why)
 
-    def welcomed(self) -> None:
-        """The server is (again) there: tell it how things are, as it may have missed what changed."""
+    def welcomed(self, targets: Sequence[str] = ()) -> None:
+        """The server is (again) there: tell it how things are, as it may have missed what changed.
+
+        Parameters
+        ----------
+        targets
+            Services whose modules the graphs of jobs may name.
+        """
+        self._targets = targets
         self._schedulers.begin()
         self._workers.begin()
         if self._renewal is None:
@@ -207,7 +215,7 @@ class ClusterHost:
             if other.cluster == ref.cluster:
                 cluster.close("a later epoch of this cluster was opened")
         cluster = self._clusters[ref] = HeldCluster(
-            request, spares=self._schedulers, host=self._host(), send=self._send
+            request, spares=self._schedulers, host=self._host(), send=self._send, targets=self._targets
         )
         self._run(self._live(cluster), f"cluster-{request.cluster}")
 
