@@ -32,10 +32,20 @@ CURES: dict[Cause, str] = {
     " `--nworkers`), then retry the job.",
     Cause.STOPPED: "Somebody stopped its worker process (SIGSTOP, a debugger). Retry the job.",
     Cause.AGENT_LOST: "Look into the agent's log and at its host; then retry the job.",
+    Cause.CLUSTER_UNAVAILABLE: "Ask for a smaller cluster (workers=, threads_per_worker=, resources= of the endpoint), or add"
+    " agents to the pool.",
+    Cause.CLUSTER_LOST: "The scheduler of its Dask cluster was lost again and again: look into the agents' logs for why, such as"
+    " memory, then retry the job.",
     Cause.SERVICE_UNAVAILABLE: "The worker could not import the service: mend its module or its packages where the agent"
     " runs, then retry the job.",
 }
 """What to do about a job that failed of it."""
+
+_FAULTS = {
+    Cause.AGENT_LOST: "was lost",
+    Cause.RESULT_STORE_FULL: "could not keep its result",
+    Cause.CLUSTER_LOST: "lost the scheduler of its Dask cluster",
+}
 
 
 class Budgets(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,7 +172,7 @@ class Teller:
             return f"{name}{took}: {message or 'its worker process died'}{self._charge(event, cause)}"
         if cause is Cause.AGENT_LOST or cause.is_infrastructure:
             self._faults += 1
-            lost = "was lost" if cause is Cause.AGENT_LOST else "could not keep its result"
+            lost = _FAULTS.get(cause, "was lost")
             why = f": {message}" if message else ""
             return f"{name} {lost}{took}{why} (fault of the machinery {self._faults}, {self._budgets.faults} are forgiven)"
         words = {
@@ -171,6 +181,7 @@ class Teller:
             Cause.RESULT_NOT_SERIALIZABLE: "returned what cannot be kept",
             Cause.RESULT_TOO_LARGE: "returned too much",
             Cause.SERVICE_UNAVAILABLE: "found no code to run",
+            Cause.CLUSTER_UNAVAILABLE: "could not have its Dask cluster",
         }
         return f"{name} {words.get(cause, 'failed')}{took}{f': {message}' if message else ''}"
 

@@ -102,17 +102,21 @@ def drives(n: int) -> int:
 @service.endpoint()
 def inside_tasks() -> dict[str, object]:
     from distributed import get_client as get_dask_client
-    from distributed import get_worker, worker_client
+    from distributed import get_worker, secede, worker_client
 
     def nested(n: int) -> int:
         with worker_client() as client:
             return client.submit(lambda: n + 1, pure=False).result()
 
     def nested_again(n: int) -> int:
-        return get_dask_client().submit(lambda: n + 2, pure=False).result()
+        future = get_dask_client().submit(lambda: n + 2, pure=False)
+        secede()
+        return future.result()
 
     def nested_ours(n: int) -> int:
-        return get_client().submit(lambda: n + 3, pure=False).result()
+        future = get_client().submit(lambda: n + 3, pure=False)
+        secede()
+        return future.result()
 
     client = get_client()
     return {
@@ -191,3 +195,8 @@ def threads() -> int:
 @service.endpoint()
 def double(n: int) -> int:
     return 2 * n
+
+
+@service.endpoint(placement="cluster", workers=1, threads_per_worker=64)
+def too_wide(n: int) -> object:
+    return total(n)

@@ -152,6 +152,9 @@ def impossible(pool: str, threads: int, hosts: Sequence[Host]) -> str | None:
 
 
 def width_to_workers(width: int, threads: int, *, free: int) -> int:
-    """Return how many workers a graph that can keep `width` threads busy is worth, of what is free, and at least one."""
-    useful = -(-max(width, 1) // threads)
+    """Return how many workers a graph that can keep `width` threads busy is worth, of what is free, and at least one.
+
+    A width of 0 is unknown: a function that asks for a client before it has a graph. It gets what is free.
+    """
+    useful = -(-width // threads) if width > 0 else free // threads
     return max(1, min(useful, free // threads))
