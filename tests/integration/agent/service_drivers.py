@@ -140,7 +140,7 @@ def frames(kind: str) -> object:
     return dask.delayed(sum)([dask.delayed(int)(i) for i in range(100)])
 
 
-@service.endpoint()
+@service.endpoint(workers=1)
 def compute_slowly(path: str) -> int:
     """One task of the cluster waits for a file."""
 
