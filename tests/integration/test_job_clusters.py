@@ -132,7 +132,7 @@ def test_a_restarted_server_takes_drivers_and_their_clusters_up(fleet: ServedFle
     fleet.until(go.with_name("go.started").exists, "the task", timeout_s=PATIENCE_S)
     fleet.kill9()
     fleet.restart()
-    fleet.until(lambda: fleet.status()["agents"][0]["free"] == 1, "the driver's slot to be known as free", timeout_s=PATIENCE_S)
+    fleet.until(lambda: fleet.status()["agents"][0]["free"] == 1, "the driver's slot to be free", timeout_s=PATIENCE_S)
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(lambda n: value(fleet, "double", n=n), range(50, 54))) == [100, 102, 104, 106]
     go.touch()

@@ -32,10 +32,10 @@ CURES: dict[Cause, str] = {
     " `--nworkers`), then retry the job.",
     Cause.STOPPED: "Somebody stopped its worker process (SIGSTOP, a debugger). Retry the job.",
     Cause.AGENT_LOST: "Look into the agent's log and at its host; then retry the job.",
-    Cause.CLUSTER_UNAVAILABLE: "Ask for a smaller cluster (workers=, threads_per_worker=, resources= of the endpoint), or add"
-    " agents to the pool.",
-    Cause.CLUSTER_LOST: "The scheduler of its Dask cluster was lost again and again: look into the agents' logs for why, such as"
-    " memory, then retry the job.",
+    Cause.CLUSTER_UNAVAILABLE: "Ask for a smaller cluster (workers=, threads_per_worker=, resources= of the endpoint), or"
+    " add agents to the pool.",
+    Cause.CLUSTER_LOST: "The scheduler of its Dask cluster was lost again and again: look into the agents' logs for why, such"
+    " as memory, then retry the job.",
     Cause.SERVICE_UNAVAILABLE: "The worker could not import the service: mend its module or its packages where the agent"
     " runs, then retry the job.",
 }
