@@ -34,8 +34,8 @@ CURES: dict[Cause, str] = {
     Cause.AGENT_LOST: "Look into the agent's log and at its host; then retry the job.",
     Cause.CLUSTER_UNAVAILABLE: "Ask for a smaller cluster (workers=, threads_per_worker=, resources= of the endpoint), or"
     " add agents to the pool.",
-    Cause.CLUSTER_LOST: "The scheduler of its Dask cluster was lost again and again: look into the agents' logs for why, such"
-    " as memory, then retry the job.",
+    Cause.CLUSTER_LOST: "The scheduler of its Dask cluster was lost again and again: the agents' logs say why. Then"
+    " retry the job.",
     Cause.SERVICE_UNAVAILABLE: "The worker could not import the service: mend its module or its packages where the agent"
     " runs, then retry the job.",
 }

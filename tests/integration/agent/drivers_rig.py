@@ -7,30 +7,32 @@ import json
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tests.integration.agent.fake_server import PATIENCE_S, until
 
-from dask_fleet.agent.clusters import member_process
+from dask_fleet.agent import worker_process
 from dask_fleet.agent.clusters.authority import Authority, Role
 from dask_fleet.agent.clusters.child import ChildProcess, Forker
-from dask_fleet.agent.clusters.frames import Join, Joined, Open, decode_from_membership
+from dask_fleet.agent.clusters.frames import Join, Joined, Open
 from dask_fleet.agent.clusters.schedulers import SchedulerLauncher, SchedulerProcess
 from dask_fleet.agent.launcher import Launcher
+from dask_fleet.agent.worker_frames import decode_from_worker
 from dask_fleet.agent.workers import WorkerProcess
 from dask_fleet.protocol.cluster_frames import JobCluster, NeedCluster
-from dask_fleet.protocol.frames import Cancel, Loaded, Outcome, Progress, Start
-from dask_fleet.services.provided import provide
+from dask_fleet.protocol.frames import Cancel, Load, Loaded, Outcome, Progress, Start
 
 SERVICE = Path(__file__).with_name("service_drivers.py")
 
 
-def serve_member(channel: socket.socket, nthreads: int) -> None:
-    """Members are worker processes, which have loaded the services."""
-    provide([str(SERVICE)])
-    member_process.main(channel, nthreads)
+def serve_member(channel: socket.socket, options: worker_process.WorkerOptions) -> None:
+    """A worker process, which has threads for several clusters."""
+    worker_process.settle("")
+    with suppress(ConnectionError, EOFError):
+        worker_process._serve(channel, options)
+    os._exit(0)
 
 
 class Given:
@@ -187,8 +189,13 @@ async def drivers(folder: Path, *, nthreads: int = 2) -> AsyncIterator[Drivers]:
     gone: list[str] = []
     try:
         for _ in range(2):
-            member = await forker.fork(serve_member, 4, name="member", decode=decode_from_membership)
+            options = worker_process.WorkerOptions(
+                name="member", nthreads=4, spool=folder / "spool", logs=folder / "logs", token="", for_lease=False,
+                folder="",
+            )
+            member = await forker.fork(serve_member, options, name="member", decode=decode_from_worker)
             member.watch(rig.on_member, gone.append)
+            member.send(Load([str(SERVICE)]))
             members.append(member)
         worker = await launcher.launch()
         rig.adopt(worker)
