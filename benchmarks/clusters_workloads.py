@@ -135,8 +135,8 @@ def neighbour_lag(busy: Client, other: Client) -> None:
     took = time.perf_counter() - begin
     lags = {name: 1e3 * client.run_on_scheduler(stop_measuring) for name, client in (("own", busy), ("other", other))}
     print(
-        f"a graph of {LARGE_GRAPH:,} tasks took {took:.1f} s; longest delay of its own scheduler's loop {lags['own']:.0f} ms, of"
-        f" the other one's {lags['other']:.0f} ms (before, with nothing to do: {1e3 * quiet:.0f} ms)"
+        f"a graph of {LARGE_GRAPH:,} tasks took {took:.1f} s; longest delay of its own loop {lags['own']:.0f} ms,"
+        f" of the other one's {lags['other']:.0f} ms (before, with nothing to do: {1e3 * quiet:.0f} ms)"
     )
 
 
