@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,6 +8,7 @@ import pytest
 
 from dask_fleet.model.errors import ServiceDefinitionError
 from dask_fleet.model.jobs import Policy
+from dask_fleet.model.placement import Placement, PlacementMode
 from dask_fleet.services import Service
 
 
@@ -115,3 +117,33 @@ def test_importing_it_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+def test_placements() -> None:
+    service = Service("math")
+    service.endpoint(add)
+    assert service.endpoints["add"].placement == Placement()
+    assert service.endpoints["add"].placement.mode is PlacementMode.AUTO
+    service.endpoint("big", placement="cluster", workers=4, threads_per_worker=2, resources={"GPU": 1}, local_tasks=0)(add)
+    assert service.endpoints["big"].manifest().placement == Placement(
+        mode=PlacementMode.CLUSTER, local_tasks=0, workers=4, threads_per_worker=2, resources={"GPU": 1.0}
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"placement": "moon"}, "'auto', 'worker', 'cluster'"),
+        ({"workers": 0}, "workers must be a whole number, 1 or more"),
+        ({"workers": True}, "workers must be"),
+        ({"threads_per_worker": -1}, "threads_per_worker must be"),
+        ({"local_tasks": -1}, "local_tasks must be"),
+        ({"resources": {"GPU": "one"}}, "resources must give a number"),
+        ({"resources": {"GPU": 0}}, "resources must give a number"),
+        ({"resources": ["GPU"]}, "resources must give a number"),
+        ({"placement": "worker", "workers": 2}, "placement='worker' has no cluster"),
+    ],
+)
+def test_impossible_placements(options: dict[str, object], told: str) -> None:
+    with pytest.raises(ServiceDefinitionError, match=re.escape(told)):
+        Service("math").endpoint("f", **options)(add)

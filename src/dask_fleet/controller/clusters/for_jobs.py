@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,9 @@ from dask_fleet.protocol.cluster_frames import JobCluster, NeedCluster
 if TYPE_CHECKING:
     from dask_fleet.controller.clusters.manager import Clusters
 
+log = logging.getLogger(__name__)
+
+_AGAIN_S = 1.0
 _LOOK_S = 30.0
 """How long is waited before it is looked whether the attempt still runs."""
 
@@ -57,14 +62,25 @@ class JobClusters:
             return  # its answer is on the way
         self._giving.add(key)
         try:
-            answer = await self._give(handle, frame)
-        except FleetError as exc:
-            answer = _none(frame.seq, frame.attempt, exc.detail)
+            answer = await self._answer(handle, frame)
         finally:
             self._giving.discard(key)
         job = self._job(*key)
         if job is not None:
             (self._agents.get(job.agent or "") or handle).send(answer)
+
+    async def _answer(self, handle: AgentHandle, frame: NeedCluster) -> JobCluster:
+        while True:
+            try:
+                return await self._give(handle, frame)
+            except FleetError as exc:
+                if not exc.retryable or self._job(frame.seq, frame.attempt) is None:
+                    return _none(frame.seq, frame.attempt, exc.detail)
+                # A full disk, a shutdown, an agent out of reach: no reason to fail a job that can wait.
+                log.warning(
+                    "a job's cluster is postponed: %s", exc.detail, extra={"action": "cluster_postponed", "seq": frame.seq}
+                )
+            await asyncio.sleep(_AGAIN_S)
 
     def lost(self, entry: Entry, why: str) -> None:
         """The scheduler of a job's cluster is lost: the attempt is told, and asks for another cluster when it runs again."""
@@ -108,6 +124,8 @@ class JobClusters:
         if frame.n_workers is None:
             free = sum(max(host.free, 0) for host in hosts)
             n_workers = placing.width_to_workers(frame.width, threads, free=free)
+            if self._clusters.max_workers is not None:
+                n_workers = max(1, min(n_workers, self._clusters.max_workers))
         else:
             n_workers = frame.n_workers
             room = sum(host.slots // threads for host in hosts)

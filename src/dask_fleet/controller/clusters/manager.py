@@ -72,7 +72,7 @@ class Clusters:
         self._alarms = alarms
         self._clock = clock
         self._max_per_user = max_per_user
-        self._max_workers = max_workers
+        self.max_workers = max_workers
         self.book = Book(agents)
         self._signer = Signer(agents, self.book)
         self._keeper = Keeper(
@@ -247,10 +247,10 @@ class Clusters:
 
     def _check_size(self, new: NewCluster) -> None:
         spec = new.spec
-        if self._max_workers is not None and spec.n_workers > self._max_workers:
+        if self.max_workers is not None and spec.n_workers > self.max_workers:
             raise QuotaExceeded(
-                f"a cluster may have at most {self._max_workers} workers here, not {spec.n_workers}: ask for fewer,"
-                " or raise max_cluster_workers", limit=self._max_workers,
+                f"a cluster may have at most {self.max_workers} workers here, not {spec.n_workers}: ask for fewer,"
+                " or raise max_cluster_workers", limit=self.max_workers,
             )  # fmt: skip
         why = self._why_impossible(new.spec)
         if why is not None:
@@ -371,10 +371,10 @@ class Clusters:
             record = await self._ended(cluster_id)
             raise Conflict(f"the cluster {record.name!r} is {record.state} and cannot be scaled; create a new one",
                            cluster_state=str(record.state))
-        if self._max_workers is not None and n_workers > self._max_workers:
+        if self.max_workers is not None and n_workers > self.max_workers:
             raise QuotaExceeded(
-                f"a cluster may have at most {self._max_workers} workers here, not {n_workers}: ask for fewer,"
-                " or raise max_cluster_workers", limit=self._max_workers,
+                f"a cluster may have at most {self.max_workers} workers here, not {n_workers}: ask for fewer,"
+                " or raise max_cluster_workers", limit=self.max_workers,
             )  # fmt: skip
         task = asyncio.create_task(self._scale(entry, n_workers, tuple(leave)), name=f"scale-{cluster_id}")
         return await asyncio.shield(task)

@@ -52,7 +52,7 @@ def test_what_can_never_be_had_is_told_with_what_there_is() -> None:
     assert impossible("default", 8, [place(free=0)]) is None
     assert impossible("default", 9, []) is None, "an agent may come"
     assert "the largest has 8 slots; ask for at most 8 threads per worker" in str(impossible("default", 9, [place(free=8)]))
-    assert [width_to_workers(width, 2, free=10) for width in (0, 1, 3, 4, 100)] == [1, 1, 2, 2, 5]
+    assert [width_to_workers(width, 2, free=10) for width in (0, 1, 3, 4, 100)] == [5, 1, 2, 2, 5]
     assert width_to_workers(100, 2, free=0) == 1
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
 from tests.unit.controller.clusters.hosts import Host, work
 from tests.unit.controller.rig import Rig, outcome, run
 
-from dask_fleet.model.clusters import ClusterKind
+from dask_fleet.controller.clusters import for_jobs
+from dask_fleet.model.clusters import ClusterKind, ClusterRecord, NewCluster
+from dask_fleet.model.errors import LedgerUnavailable
 from dask_fleet.model.states import AttemptState
 from dask_fleet.protocol.cluster_frames import GrantSlots, JobCluster, NeedCluster
 
@@ -106,3 +111,33 @@ async def test_a_cluster_whose_attempt_went_away_unheard_is_closed() -> None:
         await work(rig, other)
         assert await rig.controller.clusters.list("default") == []
         assert other.workers == {}
+
+
+@run
+async def test_a_full_disk_postpones_a_jobs_cluster() -> None:
+    """It can wait, and so can the job: nothing has failed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(for_jobs, "_AGAIN_S", 0.001)
+        await _postpones(patch)
+
+
+async def _postpones(patch: pytest.MonkeyPatch) -> None:
+    async with Rig() as rig:
+        host = Host(rig, "local-a", slots=4, nworkers=2).connect()
+        job = await rig.submit("a")
+        create, tries = rig.ledger.create_cluster, 0
+
+        async def refuse(new: NewCluster) -> ClusterRecord:
+            nonlocal tries
+            tries += 1
+            if tries < 3:
+                raise LedgerUnavailable("the disk is full")
+            return await create(new)
+
+        patch.setattr(rig.ledger, "create_cluster", refuse)
+        host.say(NeedCluster(job.seq, job.run, 1, b"csr", width=2))
+        async with asyncio.timeout(30):
+            while not host.got(JobCluster):
+                await work(rig, host)
+        (answer,) = host.got(JobCluster)
+        assert (answer.address != "", tries) == (True, 3)
