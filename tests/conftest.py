@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from dask_fleet.testing.served import ServedFleet, marked_processes
@@ -15,6 +16,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FULL = os.environ.get("PROMISES") == "full"
+
+# The short form tries the same examples each time: what it finds is a change's, not chance's. The long form looks further.
+hypothesis.settings.register_profile("short", derandomize=True)
+hypothesis.settings.register_profile("full", print_blob=True)
+hypothesis.settings.load_profile("full" if FULL else "short")
 
 
 @pytest.fixture(autouse=True)
