@@ -34,6 +34,9 @@ from dask_fleet.protocol.frames import Frame
 
 log = logging.getLogger(__name__)
 
+_WIPE_AGAIN_S = (0.05, 0.2, 1.0)
+"""Waits between the tries to remove a scratch folder."""
+
 
 class Memberships:
     """All memberships of this process.
@@ -197,7 +200,7 @@ class _Membership:
         if self._restarter is not None:
             await self._restarter.close()
             forget_handlers()
-        await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
+        await _wipe(self._scratch)
 
     def _release(self) -> None:
         """Close the views and say so when the last task has ended."""
@@ -218,6 +221,16 @@ class _Membership:
         if not self._views:
             one_idle()
         self._worker = self._restarter = None
+
+
+async def _wipe(folder: Path) -> None:
+    """Remove a folder in which Dask's own cleaning, or a task that has not ended, may still be at work."""
+    for wait_s in _WIPE_AGAIN_S:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        await asyncio.sleep(wait_s)
+    log.warning("a scratch folder is left", extra={"action": "scratch_left", "folder": str(folder)})
 
 
 def _log_failure(task: asyncio.Task[Any]) -> None:
