@@ -226,11 +226,15 @@ class _Membership:
 async def _wipe(folder: Path) -> None:
     """Remove a folder in which Dask's own cleaning, or a task that has not ended, may still be at work."""
     for wait_s in _WIPE_AGAIN_S:
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        if not folder.exists():
+        if await asyncio.to_thread(_removed, folder):
             return
         await asyncio.sleep(wait_s)
     log.warning("a scratch folder is left", extra={"action": "scratch_left", "folder": str(folder)})
+
+
+def _removed(folder: Path) -> bool:
+    shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
 
 
 def _log_failure(task: asyncio.Task[Any]) -> None:
