@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from dask_fleet.controller.agents import AgentHandle, Agents, agent_home
-from dask_fleet.controller.clusters.book import Book, Entry
+from dask_fleet.controller.clusters.book import Book, Entry, Held
 from dask_fleet.controller.clusters.signing import Signer
 from dask_fleet.model.clusters import ClusterState, SlotLeaseState
 from dask_fleet.model.leases import LEASE_S
@@ -85,10 +85,14 @@ class Hearing:
         for cluster, epoch in schedulers:
             entry = book.entries.get(cluster) if is_ours else None
             record = None if entry is None else entry.record
-            if record is None or (record.epoch, record.agent) != (epoch, agent) or record.state not in _HAS_SCHEDULER:
+            is_over = entry is not None and epoch in entry.ended  # given up, though the ledger may not have it yet
+            if (
+                record is None or is_over
+                or (record.epoch, record.agent) != (epoch, agent) or record.state not in _HAS_SCHEDULER
+            ):
                 handle.send(CloseCluster(cluster, epoch))
         for lease_id in leases:
-            if not is_ours or (found := book.find(lease_id)) is None or found[1].lease.agent != agent:
+            if not is_ours or self._of_lease(handle, lease_id) is None:
                 book.stray(agent, lease_id)
                 handle.send(TakeSlots(lease_id, grace_s=0.0))
         for entry in book:
@@ -153,8 +157,8 @@ class Hearing:
                 if entry is not None:
                     entry.status, entry.status_at = frame, self._clock.monotonic()
             case SlotsJoined():
-                found = self._book.find(frame.lease)
-                if found is None or found[1].lease.agent != handle.agent_id:
+                found = self._of_lease(handle, frame.lease)
+                if found is None:
                     self._book.stray(handle.agent_id, frame.lease)
                     handle.send(TakeSlots(frame.lease, grace_s=0.0))
                 else:
@@ -189,7 +193,17 @@ class Hearing:
         self._touch(entry)
 
     def _of_epoch(self, handle: AgentHandle, cluster: str, epoch: int) -> Entry | None:
+        """Return the cluster whose present scheduler that is. One that was given up is over at once, not only when the
+        ledger has it, which may take long: whoever came back with it meanwhile would run it for ever.
+        """
         entry = self._book.entries.get(cluster)
-        if entry is None or entry.record.epoch != epoch or entry.record.agent != handle.agent_id:
+        if entry is None or entry.record.epoch != epoch or entry.record.agent != handle.agent_id or epoch in entry.ended:
             return None
         return entry
+
+    def _of_lease(self, handle: AgentHandle, lease_id: str) -> tuple[Entry, Held] | None:
+        """Return the lease an agent may run something under. One that has left is about to give its slots back."""
+        found = self._book.find(lease_id)
+        if found is None or found[1].lease.agent != handle.agent_id or found[1].left is not None:
+            return None
+        return found

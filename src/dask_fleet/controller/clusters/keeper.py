@@ -293,7 +293,7 @@ class Keeper:
         record, now = entry.record, self._clock.monotonic()
         if record.state in {ClusterState.STARTING, ClusterState.CLOSING} and _is_due(entry.asked_at, now):
             closes = record.state is ClusterState.CLOSING
-            if record.agent is not None and not (closes and record.epoch in entry.ended):
+            if record.agent is not None and record.epoch not in entry.ended:
                 entry.asked_at = now
                 self._send(record.agent, close_frame(record) if closes else open_frame(record))
         for held in entry.held.values():

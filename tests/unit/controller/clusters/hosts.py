@@ -7,8 +7,11 @@ from typing import Any
 from tests.unit.controller.rig import Rig, Side
 
 from dask_fleet.controller.clusters.manager import Clusters
+from dask_fleet.ledger.memory import MemoryLedger
 from dask_fleet.model.clusters import ClusterKind, ClusterRecord, ClusterSpec, NewCluster
+from dask_fleet.model.errors import LedgerUnavailable
 from dask_fleet.model.ids import random_id
+from dask_fleet.plugins.clock import Clock
 from dask_fleet.protocol.cluster_frames import (
     CloseCluster,
     ClusterGone,
@@ -34,6 +37,19 @@ from dask_fleet.protocol.frames import (
 )
 
 
+class FaultyLedger(MemoryLedger):
+    """Refuses writes while it is full."""
+
+    def __init__(self, *, clock: Clock) -> None:
+        super().__init__(clock=clock)
+        self.is_full = False
+
+    def _now_us(self) -> int:
+        if self.is_full:
+            raise LedgerUnavailable("full")
+        return super()._now_us()
+
+
 class Worker:
     """A Dask worker that an agent runs."""
 
@@ -51,6 +67,8 @@ class Host:
         self.slots, self.nworkers, self.pool = slots, nworkers, pool
         self.schedulers: set[tuple[str, int]] = set()
         self.workers: dict[str, Worker] = {}
+        self.ended: set[tuple[str, int] | str] = set()
+        """Schedulers and leases that were here: as a real agent, it begins none of them anew."""
         self.seen: list[ServerFrame] = []
         self.retires: bool = True
         self.opens: bool = True
@@ -114,6 +132,9 @@ class Host:
             case OpenCluster():
                 if not self.opens:
                     return
+                if (frame.cluster, frame.epoch) in self.ended:
+                    self.say(ClusterGone(frame.cluster, frame.epoch, "it has ended"))
+                    return
                 self.schedulers.add((frame.cluster, frame.epoch))
                 address = f"tls://{self.agent_id}:{frame.epoch}/{frame.cluster}"
                 self.say(ClusterOpened(frame.cluster, frame.epoch, address, "", b"ca " + address.encode()))
@@ -122,6 +143,9 @@ class Host:
                 self.end_scheduler(frame.cluster, frame.epoch, "closed")
             case GrantSlots():
                 known = self.workers.get(frame.lease)
+                if frame.lease in self.ended or (not frame.address and (frame.cluster, frame.epoch) in self.ended):
+                    self.say(SlotsLeft(frame.lease, "it has ended"))
+                    return
                 if known is None:
                     self.workers[frame.lease] = Worker(frame)
                     threads = sum(worker.frame.threads for worker in self.workers.values())
@@ -130,7 +154,8 @@ class Host:
                     known.joined = False  # says it again
                 self.join()
             case TakeSlots():
-                self.workers.pop(frame.lease, None)
+                if self.workers.pop(frame.lease, None) is not None:
+                    self.ended.add(frame.lease)
                 self.say(SlotsLeft(frame.lease, "taken"))
             case RetireWorkers():
                 if self.retires:
@@ -150,7 +175,9 @@ class Host:
 
     def end_scheduler(self, cluster: str, epoch: int, why: str) -> None:
         """The scheduler process ends; its workers on this agent with it."""
-        self.schedulers.discard((cluster, epoch))
+        if (cluster, epoch) in self.schedulers:
+            self.schedulers.remove((cluster, epoch))
+            self.ended.add((cluster, epoch))
         self.say(ClusterGone(cluster, epoch, why))
         for lease, worker in list(self.workers.items()):
             if (worker.frame.cluster, worker.frame.epoch) == (cluster, epoch):
@@ -159,6 +186,7 @@ class Host:
     def lose_worker(self, lease: str, why: str = "killed") -> None:
         """A worker's process ends."""
         if self.workers.pop(lease, None) is not None:
+            self.ended.add(lease)
             self.say(SlotsLeft(lease, why))
 
     def want_signature(self, lease: str) -> None:

@@ -10,30 +10,15 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
-from tests.unit.controller.clusters.hosts import Host, new, work
+from tests.unit.controller.clusters.hosts import FaultyLedger, Host, new, work
 from tests.unit.controller.rig import Rig
 
 from dask_fleet.controller.clusters.book import Entry, Held
 from dask_fleet.controller.clusters.keeper import Keeper
-from dask_fleet.ledger.memory import MemoryLedger
 from dask_fleet.model.clusters import ClusterState, SlotLease, SlotLeaseState
 from dask_fleet.model.errors import ClusterImpossible, Conflict, LedgerUnavailable
-from dask_fleet.plugins.clock import Clock
 
 SLOTS = {"one-a": 2, "two-a": 3, "big-a": 4}
-
-
-class FaultyLedger(MemoryLedger):
-    """Refuses writes while it is full."""
-
-    def __init__(self, *, clock: Clock) -> None:
-        super().__init__(clock=clock)
-        self.is_full = False
-
-    def _now_us(self) -> int:
-        if self.is_full:
-            raise LedgerUnavailable("full")
-        return super()._now_us()
 
 
 class SlotMachine(RuleBasedStateMachine):
