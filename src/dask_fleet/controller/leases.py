@@ -71,6 +71,10 @@ class LeaseKeeper:
             await self._renew(list(self._held))
         return ended
 
+    def awaited(self) -> set[str]:
+        """Return the agents that have a lease, or are to get one: each is heard of, or its lease lapses."""
+        return {*self._held, *self._names}
+
     # ------------------------------------------------------------------ what is heard
 
     def expect(self, agent: str, *, name: str, pool: str) -> None:

@@ -154,6 +154,8 @@ class Sessions:
                 self._lose_all(handle, "its agent's lease had lapsed", spared=set())
             else:
                 self.leases.expect(handle.agent_id, name=handle.name, pool="default")
+        for agent in self.leases.awaited():
+            self._clusters.hearing.await_return(agent)
 
     # ------------------------------------------------------------------ talking
 
@@ -223,6 +225,7 @@ class Sessions:
             self._lose_all(handle, "its agent died", spared=set())
 
     def _lease_lapsed(self, agent_id: str) -> None:
+        self._clusters.hearing.gave_up(agent_id)
         handle = self._agents.get(agent_id)
         if handle is not None:
             # If it was only stopped, it finds its connection closed, connects again, and is told to end what it holds.

@@ -29,7 +29,7 @@ def test_a_killed_scheduler_ends_its_own_memberships_only(here: OnLoop, shared: 
             os.kill(victim.scheduler.pid, signal.SIGKILL)
             how, left = here.do(_end_of_scheduler(victim))
         assert "SIGKILL" in how
-        assert [frame.failed for frame in left] == [False] * 2  # a thread may just be ending its task: `Released` follows
+        assert [(frame.failed, frame.busy) for frame in left] == [(False, 0)] * 2
         assert sum(client.gather(running)) == sum(range(1, 201))
     assert not any(process.exit for process in shared)
     here.do(survivor.close())

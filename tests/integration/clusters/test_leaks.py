@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -25,18 +26,8 @@ def _look(process: WorkerProcess) -> dict[str, int]:
     }
 
 
-def _workers_in_memory() -> int:
-    import gc
-
-    from dask_fleet.agent.clusters.member_worker import MemberWorker
-
-    gc.unfreeze()  # or what lived before the fork would not be followed
-    gc.collect()
-    return sum(isinstance(thing, MemberWorker) for thing in gc.get_objects())
-
-
 def test_nothing_grows(here: OnLoop, record_property: Callable[[str, object], None]) -> None:
-    process = here.do(here.site.process(2))
+    process, folders = here.do(here.site.process(2)), _folders(here)
 
     def cycle() -> None:
         cluster = here.do(here.site.cluster(process))
@@ -59,15 +50,15 @@ def test_nothing_grows(here: OnLoop, record_property: Callable[[str, object], No
     assert grown["children"] == 0
     # What the allocator has not settled yet; workers that stayed in memory made 700 KiB a cluster of it.
     assert grown["kibibytes"] <= 8 << 10
-    if FULL:  # its look at everything also ends what the process had from its parent: not for a process still in use
-        _look_into_memory(here, process)
-    deadline = time.monotonic() + PATIENCE_S
-    # Files: an empty folder that comes into being while its membership ends goes with the lease's own folder.
-    while left := [path for path in here.site.scratch.glob("dask-scratch-space/membership-*/**/*") if path.is_file()]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    _look_into_memory(here, process)
+    assert _folders(here) <= folders
     assert psutil.Process().num_fds() <= ours[0] + 4
     assert threading.active_count() <= ours[1] + 2
+
+
+def _folders(here: OnLoop) -> set[Path]:
+    """The scratch folders of memberships: those of this test's own, and of whoever failed before it."""
+    return set(here.site.scratch.glob("dask-scratch-space/membership-*"))
 
 
 def _look_into_memory(here: OnLoop, process: Any) -> None:
@@ -75,7 +66,7 @@ def _look_into_memory(here: OnLoop, process: Any) -> None:
     probe = here.do(here.site.cluster(process))
     with probe.client(set_as_default=False) as client:
         deadline = time.monotonic() + PATIENCE_S
-        while (workers := client.submit(_workers_in_memory, pure=False).result(timeout=60)) > 1:
+        while (workers := client.submit(workloads.workers_in_memory, pure=False).result(timeout=60)) > 1:
             assert time.monotonic() < deadline, f"{workers} workers are in memory, one of them lives"
             time.sleep(0.5)
     here.do(probe.close())

@@ -173,3 +173,15 @@ def secede_and_sleep_until(path: str) -> str:
 
 def client_of_the_worker() -> str:
     return str(get_client().id)
+
+
+def workers_in_memory() -> int:
+    """Count the Dask workers that something still refers to; a collection of what was made since the fork, no more:
+    ending what the process has from its parent would close descriptors that have new owners.
+    """
+    import gc
+
+    from distributed import Worker
+
+    gc.collect()
+    return len(Worker._instances)

@@ -214,8 +214,11 @@ class _Seat:
         """Do nothing: the place has a new thread already."""
 
     def end(self) -> None:
-        """Count the task as ended, and give the thread a place again if it left its own."""
+        """Count the task as ended."""
         self._pool._end(self._view, away=self._outside is not None)  # noqa: SLF001
+
+    def come_back(self) -> None:
+        """Give the thread a place again if it left its own, which may take until one is free."""
         if self._outside is not None:
             self._outside.__exit__(None, None, None)
 
@@ -228,11 +231,13 @@ def _run(item: _Item, seat: _Seat) -> None:
         try:
             result = item.call()
         except BaseException as exc:  # noqa: BLE001 - it belongs to whoever holds the future
+            seat.end()  # first: whoever sees the outcome must see that the thread is free
             item.future.set_exception(exc)
         else:
+            seat.end()
             item.future.set_result(result)
             del result
     finally:
         del thread_state.proceed, thread_state.executor
         del item  # a finished task's values must not live until the thread has a place again
-        seat.end()
+        seat.come_back()

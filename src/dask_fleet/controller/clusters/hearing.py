@@ -9,7 +9,6 @@ from dask_fleet.controller.agents import AgentHandle, Agents, agent_home
 from dask_fleet.controller.clusters.book import Book, Entry, Held
 from dask_fleet.controller.clusters.signing import Signer
 from dask_fleet.model.clusters import ClusterState, SlotLeaseState
-from dask_fleet.model.leases import LEASE_S
 from dask_fleet.plugins.clock import Clock
 from dask_fleet.protocol.cluster_frames import (
     CloseCluster,
@@ -53,7 +52,8 @@ class Hearing:
         self._changed = changed
         self._signer = signer
         self._spawn = spawn
-        self._began = clock.monotonic()
+        self._awaited: set[str] = set()
+        """Homes of agents that were there before this server, and have neither come back nor been given up yet."""
         self.pools: set[str] = set()
         """Pools that an agent of was ever heard of."""
 
@@ -61,8 +61,16 @@ class Hearing:
 
     @property
     def is_settled(self) -> bool:
-        """Whether whoever was there before this server has had the time to come back."""
-        return bool(self.pools) and self._clock.monotonic() - self._began > LEASE_S
+        """Whether what there is can be judged: an agent is there, and whoever was before this server is back or given up."""
+        return bool(self.pools) and not self._awaited
+
+    def await_return(self, agent: str) -> None:
+        """At start: an agent whose lease still runs was there before this server."""
+        self._awaited.add(agent_home(agent))
+
+    def gave_up(self, agent: str) -> None:
+        """Whoever still waits for an agent need not: its lease is over."""
+        self._awaited.discard(agent_home(agent))
 
     def expect(self, agent: str) -> None:
         """At start: an agent that lends slots, or runs a scheduler, and will come back or be found lost."""
@@ -78,6 +86,7 @@ class Hearing:
             Whether it was this ledger that it worked for.
         """
         self.pools.add(handle.pool)
+        self._awaited.discard(handle.home)
         schedulers = {(ref.cluster, ref.epoch) for ref in hello.clusters}
         leases = set(hello.leases)
         book, agent = self._book, handle.agent_id

@@ -19,6 +19,7 @@ from dask_fleet.model.errors import (
     NotFound,
     QuotaExceeded,
 )
+from dask_fleet.model.leases import LEASE_S
 from dask_fleet.protocol.cluster_frames import (
     CloseCluster,
     ClusterOpened,
@@ -289,11 +290,35 @@ async def test_idle_clusters_and_old_ones_are_closed() -> None:
 
 
 @run
+async def test_nothing_is_impossible_while_an_agent_from_before_may_come_back() -> None:
+    async with Rig() as rig:
+        Host(rig, "local-a").connect()
+        Host(rig, "big-b", slots=16, nworkers=1).connect()
+        await rig.advance(2)  # both have leases
+        ledger, clock = rig.ledger, rig.clock
+    async with Rig(ledger=ledger, clock=clock) as rig:
+        clusters = rig.controller.clusters
+        small = Host(rig, "local-c").connect()  # of the same home as local-a: its successor
+        record = await clusters.create(new(threads_per_worker=16, n_workers=1))
+        await rig.advance(LEASE_S - 3)
+        await work(rig, small)
+        assert (await now(clusters, record)).state is ClusterState.PENDING
+        await rig.advance(10)
+        assert (await clusters.wait(record.cluster_id, 0)).reason.startswith("a worker of 16 threads fits on no agent")
+        with pytest.raises(ClusterImpossible):
+            await clusters.create(new(threads_per_worker=16, n_workers=1))
+    async with Rig(ledger=ledger, clock=clock) as rig:
+        small.rig = rig
+        small.connect()
+        with pytest.raises(ClusterImpossible):  # the one that lapsed is not waited for again
+            await rig.controller.clusters.create(new(threads_per_worker=16, n_workers=1))
+
+
+@run
 async def test_bad_requests_are_refused_and_leave_nothing() -> None:
     async with Rig(max_clusters_per_user=2, max_cluster_workers=8) as rig:
         clusters = rig.controller.clusters
         host = Host(rig, "local-a", slots=4, nworkers=2).connect()
-        await rig.advance(20)
         with pytest.raises(ClusterImpossible, match="fits on no agent of pool 'default': the largest has 4 slots"):
             await clusters.create(new(threads_per_worker=5))
         with pytest.raises(ClusterImpossible, match="there is no pool 'gpu'; the pools are: 'default'"):
