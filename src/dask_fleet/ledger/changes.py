@@ -11,11 +11,11 @@ from dask_fleet.model.errors import Conflict, InvalidTransition
 from dask_fleet.model.jobs import LONGEST_BACKOFF_S, AttemptEnd, AttemptRecord, JobRecord, NewRun, Policy, StoredResult
 from dask_fleet.model.states import (
     RUN_EVENTS_OF_ATTEMPT,
+    RUN_TRANSITIONS,
     EventKind,
     OpenReason,
     RunEvent,
     RunState,
-    next_run_state,
 )
 
 SUPERSEDED_KEPT_US = 300 * 1_000_000
@@ -76,7 +76,7 @@ def opened(new: NewRun, *, seq: int, now_us: int, claim_for: str | None) -> Chan
         state, attempt, started_us = RunState.QUEUED, 0, None
         events: tuple[Draft, ...] = (accepted,)
     else:
-        state, attempt, started_us = next_run_state(RunState.QUEUED, RunEvent.CLAIM), 1, now_us
+        state, attempt, started_us = RUN_TRANSITIONS.next(RunState.QUEUED, RunEvent.CLAIM), 1, now_us
         events = (accepted, Draft(EventKind.STARTED, 1, {"agent": claim_for}))
     job = JobRecord(
         seq=seq,
@@ -182,7 +182,7 @@ def claimed(job: JobRecord, run: int, *, agent: str, now_us: int) -> Change | No
 
 def _claim(job: JobRecord, *, agent: str, now_us: int) -> Change:
     attempt = job.attempt + 1
-    running = replace(job, state=next_run_state(job.state, RunEvent.CLAIM), attempt=attempt, agent=agent,
+    running = replace(job, state=RUN_TRANSITIONS.next(job.state, RunEvent.CLAIM), attempt=attempt, agent=agent,
                       started_us=now_us, failure=None)
     return Change(running, (Draft(EventKind.STARTED, attempt, {"agent": agent}),))
 
@@ -213,7 +213,7 @@ def ended(job: JobRecord, end: AttemptEnd, *, now_us: int) -> Change | None:
     event = end.run_event
     if event is RunEvent.REQUEUE and job.cancel_requested_by is not None:
         event = RunEvent.CANCEL
-    state = next_run_state(job.state, event)
+    state = RUN_TRANSITIONS.next(job.state, event)
     attempt = AttemptRecord(
         run=end.run, attempt=end.attempt, state=end.attempt_state, agent=job.agent or "", worker=end.worker,
         started_us=job.started_us or 0, finished_us=end.finished_us, failure=end.failure,
@@ -257,7 +257,7 @@ def cancel_requested(job: JobRecord, run: int, *, by: str, now_us: int) -> Chang
     if job.run != run or job.state.is_terminal:
         return None
     if job.state is RunState.QUEUED:
-        cancelled = replace(job, state=next_run_state(job.state, RunEvent.CANCEL), finished_us=now_us,
+        cancelled = replace(job, state=RUN_TRANSITIONS.next(job.state, RunEvent.CANCEL), finished_us=now_us,
                             cancel_requested_by=by)
         return Change(cancelled, (Draft(EventKind.CANCELLED, job.attempt, {"by": by}),))
     if job.cancel_requested_by is not None:
@@ -269,5 +269,5 @@ def expired(job: JobRecord, run: int, *, now_us: int) -> Change | None:
     """Return the end of a queued run whose deadline has come, else ``None``."""
     if job.run != run or job.state is not RunState.QUEUED or job.deadline_us is None or job.deadline_us > now_us:
         return None
-    after = replace(job, state=next_run_state(job.state, RunEvent.EXPIRE), finished_us=now_us)
+    after = replace(job, state=RUN_TRANSITIONS.next(job.state, RunEvent.EXPIRE), finished_us=now_us)
     return Change(after, (Draft(EventKind.EXPIRED, job.attempt, {"deadline_us": job.deadline_us}),))

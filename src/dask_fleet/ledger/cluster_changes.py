@@ -9,23 +9,16 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from dask_fleet.model.clusters import (
+from dask_fleet.model.cluster_states import (
     CLUSTER_TRANSITIONS,
     SLOT_LEASE_TRANSITIONS,
-    ClusterChange,
     ClusterEvent,
     ClusterEventKind,
-    ClusterKind,
-    ClusterRecord,
-    ClusterSpec,
     ClusterState,
-    NewCluster,
-    SlotLease,
     SlotLeaseEvent,
     SlotLeaseState,
-    next_cluster_state,
-    next_slot_lease_state,
 )
+from dask_fleet.model.clusters import ClusterChange, ClusterKind, ClusterRecord, ClusterSpec, NewCluster, SlotLease
 
 _KINDS = {
     ClusterEvent.OPEN: ClusterEventKind.OPENING,
@@ -79,7 +72,7 @@ def changed(
         return None
     if event is ClusterEvent.CLOSED and holds_slots:
         return None
-    after = replace(record, state=next_cluster_state(record.state, event), reason=change.reason or record.reason)
+    after = replace(record, state=CLUSTER_TRANSITIONS.next(record.state, event), reason=change.reason or record.reason)
     data: dict[str, object] = {}
     if change.reason:
         data["reason"] = change.reason
@@ -138,7 +131,7 @@ def slots_changed(
     """Return the lease after an event, or ``None`` if the table refuses it."""
     if lease is None or (lease.state, event) not in SLOT_LEASE_TRANSITIONS:
         return None
-    after = replace(lease, state=next_slot_lease_state(lease.state, event), reason=reason or lease.reason)
+    after = replace(lease, state=SLOT_LEASE_TRANSITIONS.next(lease.state, event), reason=reason or lease.reason)
     data = _of_lease(lease)
     if reason:
         data["reason"] = reason

@@ -7,15 +7,8 @@ from collections.abc import Sequence
 from dask_fleet.ledger import cluster_changes
 from dask_fleet.ledger.cluster_changes import ClusterDraft
 from dask_fleet.ledger.clusters import id_in_use, name_in_use
-from dask_fleet.model.clusters import (
-    ClusterChange,
-    ClusterEventRecord,
-    ClusterRecord,
-    ClusterSpec,
-    NewCluster,
-    SlotLease,
-    SlotLeaseEvent,
-)
+from dask_fleet.model.cluster_states import SlotLeaseEvent
+from dask_fleet.model.clusters import ClusterChange, ClusterEventRecord, ClusterRecord, ClusterSpec, NewCluster, SlotLease
 
 
 class MemoryClusters:

@@ -5,16 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from dask_fleet.ledger.rows import Row, to_json
-from dask_fleet.model.clusters import (
-    ClusterEventKind,
-    ClusterEventRecord,
-    ClusterKind,
-    ClusterRecord,
-    ClusterSpec,
-    ClusterState,
-    SlotLease,
-    SlotLeaseState,
-)
+from dask_fleet.model.cluster_states import ClusterEventKind, ClusterState, SlotLeaseState
+from dask_fleet.model.clusters import ClusterEventRecord, ClusterKind, ClusterRecord, ClusterSpec, SlotLease
 
 _spec_of = msgspec.json.Decoder(ClusterSpec).decode
 _data_of = msgspec.json.Decoder(dict[str, object]).decode

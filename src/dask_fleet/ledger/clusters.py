@@ -7,15 +7,8 @@ from typing import Any
 from dask_fleet.ledger import cluster_changes, cluster_rows, rows, statements
 from dask_fleet.ledger.cluster_changes import ClusterDraft
 from dask_fleet.ledger.writes import Writes
-from dask_fleet.model.clusters import (
-    ClusterChange,
-    ClusterEvent,
-    ClusterRecord,
-    ClusterSpec,
-    NewCluster,
-    SlotLease,
-    SlotLeaseEvent,
-)
+from dask_fleet.model.cluster_states import ClusterEvent, SlotLeaseEvent
+from dask_fleet.model.clusters import ClusterChange, ClusterRecord, ClusterSpec, NewCluster, SlotLease
 from dask_fleet.model.errors import Conflict, InternalError
 
 _SQL = statements.load("clusters")

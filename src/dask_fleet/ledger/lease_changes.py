@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from dask_fleet.model.errors import InvalidTransition
-from dask_fleet.model.leases import LEASE_S, AgentLease, LeaseEvent, LeaseState, next_lease_state
+from dask_fleet.model.leases import LEASE_S, LEASE_TRANSITIONS, AgentLease, LeaseEvent, LeaseState
 
 LEASE_US = int(LEASE_S * 1_000_000)
 
@@ -29,7 +29,7 @@ def granted(lease: AgentLease | None, agent: str, *, name: str, pool: str, now_u
         By the wall clock, for people.
     """
     if lease is not None and lease.state is LeaseState.HELD:
-        state = next_lease_state(lease.state, LeaseEvent.RENEW)
+        state = LEASE_TRANSITIONS.next(lease.state, LeaseEvent.RENEW)
         return replace(lease, name=name, pool=pool, state=state, expires_us=now_us + LEASE_US)
     epoch = 1 if lease is None else lease.epoch + 1
     return AgentLease(agent=agent, name=name, pool=pool, epoch=epoch, state=LeaseState.HELD, granted_us=utc_us,
@@ -40,7 +40,7 @@ def renewed(lease: AgentLease | None, epoch: int, *, now_us: int) -> AgentLease 
     """Return the lease prolonged, or ``None`` if it has ended or is another one."""
     if lease is None or lease.epoch != epoch or lease.state is not LeaseState.HELD:
         return None
-    return replace(lease, state=next_lease_state(lease.state, LeaseEvent.RENEW), expires_us=now_us + LEASE_US)
+    return replace(lease, state=LEASE_TRANSITIONS.next(lease.state, LeaseEvent.RENEW), expires_us=now_us + LEASE_US)
 
 
 def ended(lease: AgentLease | None, epoch: int, event: LeaseEvent, *, now_us: int, utc_us: int) -> AgentLease | None:
@@ -57,4 +57,4 @@ def ended(lease: AgentLease | None, epoch: int, event: LeaseEvent, *, now_us: in
         return None
     if event is LeaseEvent.LAPSE and lease.expires_us > now_us:
         return None
-    return replace(lease, state=next_lease_state(lease.state, event), ended_us=utc_us)
+    return replace(lease, state=LEASE_TRANSITIONS.next(lease.state, event), ended_us=utc_us)

@@ -11,15 +11,8 @@ from dask_fleet.ledger.changes import Change
 from dask_fleet.ledger.cluster_memory import MemoryClusters
 from dask_fleet.ledger.lease_clock import LeaseClock
 from dask_fleet.ledger.rows import running_attempt
-from dask_fleet.model.clusters import (
-    ClusterChange,
-    ClusterEventRecord,
-    ClusterRecord,
-    ClusterSpec,
-    NewCluster,
-    SlotLease,
-    SlotLeaseEvent,
-)
+from dask_fleet.model.cluster_states import SlotLeaseEvent
+from dask_fleet.model.clusters import ClusterChange, ClusterEventRecord, ClusterRecord, ClusterSpec, NewCluster, SlotLease
 from dask_fleet.model.errors import FleetError, IdempotencyMismatch, LedgerUnavailable, NotFound
 from dask_fleet.model.ids import random_id
 from dask_fleet.model.jobs import (

@@ -19,15 +19,8 @@ from dask_fleet.ledger.retention import RESULTS_A_BATCH, Retention
 from dask_fleet.ledger.threads import MAX_ROWS
 from dask_fleet.ledger.writer import MEDIUM_ERRORS, GroupCommit
 from dask_fleet.ledger.writes import Writes
-from dask_fleet.model.clusters import (
-    ClusterChange,
-    ClusterEventRecord,
-    ClusterRecord,
-    ClusterSpec,
-    NewCluster,
-    SlotLease,
-    SlotLeaseEvent,
-)
+from dask_fleet.model.cluster_states import SlotLeaseEvent
+from dask_fleet.model.clusters import ClusterChange, ClusterEventRecord, ClusterRecord, ClusterSpec, NewCluster, SlotLease
 from dask_fleet.model.errors import FleetError, LedgerUnavailable
 from dask_fleet.model.jobs import (
     Accepted,

@@ -22,7 +22,7 @@ from enum import StrEnum
 
 import msgspec
 
-from dask_fleet.model.errors import InvalidTransition
+from dask_fleet.model.transitions import Transitions
 
 LEASE_S = 15.0
 """Three heartbeats: one lost frame is no loss, and a dead host's work begins anew within seconds."""
@@ -52,11 +52,14 @@ class LeaseEvent(StrEnum):
     RELEASE = "release"
 
 
-LEASE_TRANSITIONS: dict[tuple[LeaseState, LeaseEvent], LeaseState] = {
-    (LeaseState.HELD, LeaseEvent.RENEW): LeaseState.HELD,
-    (LeaseState.HELD, LeaseEvent.LAPSE): LeaseState.LAPSED,
-    (LeaseState.HELD, LeaseEvent.RELEASE): LeaseState.RELEASED,
-}
+LEASE_TRANSITIONS = Transitions(
+    "lease",
+    {
+        (LeaseState.HELD, LeaseEvent.RENEW): LeaseState.HELD,
+        (LeaseState.HELD, LeaseEvent.LAPSE): LeaseState.LAPSED,
+        (LeaseState.HELD, LeaseEvent.RELEASE): LeaseState.RELEASED,
+    },
+)
 
 
 class AgentLease(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,17 +78,3 @@ class AgentLease(msgspec.Struct, frozen=True, kw_only=True):
     """On the lease clock."""
     ended_us: int | None = None
     """UTC, for people; ``None`` while it is held."""
-
-
-def next_lease_state(state: LeaseState, event: LeaseEvent) -> LeaseState:
-    """Return the state after `event`.
-
-    Raises
-    ------
-    InvalidTransition
-        If the table has no such transition.
-    """
-    try:
-        return LEASE_TRANSITIONS[state, event]
-    except KeyError:
-        raise InvalidTransition(f"a {state} lease cannot take the event {event!s}") from None

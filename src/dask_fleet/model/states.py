@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from dask_fleet.model.errors import InvalidTransition
+from dask_fleet.model.transitions import Transitions
 
 
 class RunState(StrEnum):
@@ -57,16 +57,19 @@ class RunEvent(StrEnum):
     EXPIRE = "expire"
 
 
-RUN_TRANSITIONS: dict[tuple[RunState, RunEvent], RunState] = {
-    (RunState.QUEUED, RunEvent.CLAIM): RunState.RUNNING,
-    (RunState.QUEUED, RunEvent.CANCEL): RunState.CANCELLED,
-    (RunState.QUEUED, RunEvent.EXPIRE): RunState.EXPIRED,
-    (RunState.QUEUED, RunEvent.FAIL): RunState.FAILED,
-    (RunState.RUNNING, RunEvent.SUCCEED): RunState.SUCCEEDED,
-    (RunState.RUNNING, RunEvent.FAIL): RunState.FAILED,
-    (RunState.RUNNING, RunEvent.REQUEUE): RunState.QUEUED,
-    (RunState.RUNNING, RunEvent.CANCEL): RunState.CANCELLED,
-}
+RUN_TRANSITIONS = Transitions(
+    "run",
+    {
+        (RunState.QUEUED, RunEvent.CLAIM): RunState.RUNNING,
+        (RunState.QUEUED, RunEvent.CANCEL): RunState.CANCELLED,
+        (RunState.QUEUED, RunEvent.EXPIRE): RunState.EXPIRED,
+        (RunState.QUEUED, RunEvent.FAIL): RunState.FAILED,
+        (RunState.RUNNING, RunEvent.SUCCEED): RunState.SUCCEEDED,
+        (RunState.RUNNING, RunEvent.FAIL): RunState.FAILED,
+        (RunState.RUNNING, RunEvent.REQUEUE): RunState.QUEUED,
+        (RunState.RUNNING, RunEvent.CANCEL): RunState.CANCELLED,
+    },
+)
 
 
 class AttemptState(StrEnum):
@@ -119,17 +122,3 @@ class EventKind(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     EXPIRED = "expired"
-
-
-def next_run_state(state: RunState, event: RunEvent) -> RunState:
-    """Return the state after `event`.
-
-    Raises
-    ------
-    InvalidTransition
-        If the table has no such transition.
-    """
-    try:
-        return RUN_TRANSITIONS[state, event]
-    except KeyError:
-        raise InvalidTransition(f"a {state} run cannot take the event {event!s}") from None

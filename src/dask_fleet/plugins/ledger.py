@@ -5,15 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from dask_fleet.model.clusters import (
-    ClusterChange,
-    ClusterEventRecord,
-    ClusterRecord,
-    ClusterSpec,
-    NewCluster,
-    SlotLease,
-    SlotLeaseEvent,
-)
+from dask_fleet.model.cluster_states import SlotLeaseEvent
+from dask_fleet.model.clusters import ClusterChange, ClusterEventRecord, ClusterRecord, ClusterSpec, NewCluster, SlotLease
 from dask_fleet.model.errors import FleetError
 from dask_fleet.model.jobs import (
     Accepted,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dask_fleet.model.clusters import ClusterKind, ClusterState
+from dask_fleet.model.cluster_states import ClusterState
+from dask_fleet.model.clusters import ClusterKind
 from dask_fleet.server.cluster_body import MAX_THREADS, MAX_WORKERS, NAME_PATTERN
 from dask_fleet.server.openapi_parts import json_content, or_null, problems, ref
 from dask_fleet.server.query import MAX_WAIT_S

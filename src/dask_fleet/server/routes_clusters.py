@@ -12,7 +12,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from dask_fleet.controller.controller import Controller
-from dask_fleet.model.clusters import ClusterRecord, ClusterState
+from dask_fleet.model.cluster_states import ClusterState
+from dask_fleet.model.clusters import ClusterRecord
 from dask_fleet.model.errors import BadRequest, ClusterFailed, Conflict, NotFound
 from dask_fleet.server.auth import Principal, Scope, principal_of, require
 from dask_fleet.server.body import read_body

@@ -28,7 +28,7 @@ from dask_fleet.model.jobs import (
     Policy,
     StoredResult,
 )
-from dask_fleet.model.leases import LEASE_S, AgentLease, LeaseEvent, LeaseState, next_lease_state
+from dask_fleet.model.leases import LEASE_S, LEASE_TRANSITIONS, AgentLease, LeaseEvent, LeaseState
 from dask_fleet.model.states import AttemptState, EventKind, RunEvent, RunState
 from dask_fleet.plugins.clock import Clock
 from dask_fleet.plugins.ledger import Ledger
@@ -255,7 +255,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert ended == (lease is not None and not stale and lease.state is LeaseState.HELD and due)
         if ended and lease is not None:
             self.leases[agent] = replace(
-                lease, state=next_lease_state(lease.state, event), ended_us=self.clock.now_us()
+                lease, state=LEASE_TRANSITIONS.next(lease.state, event), ended_us=self.clock.now_us()
             )
 
     def _lease_now_us(self) -> int:

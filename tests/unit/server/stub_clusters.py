@@ -9,7 +9,8 @@ import msgspec
 
 from dask_fleet.controller.clusters.manager import Clusters
 from dask_fleet.controller.clusters.view import ClusterView
-from dask_fleet.model.clusters import ClusterEventRecord, ClusterRecord, ClusterState, NewCluster
+from dask_fleet.model.cluster_states import ClusterState
+from dask_fleet.model.clusters import ClusterEventRecord, ClusterRecord, NewCluster
 from dask_fleet.model.errors import BadRequest, Conflict, NotFound
 
 

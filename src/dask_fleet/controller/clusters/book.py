@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from dask_fleet.controller.agents import Agents
 from dask_fleet.controller.clusters.placing import Owner
-from dask_fleet.model.clusters import ClusterRecord, ClusterState, SlotLease, SlotLeaseState
+from dask_fleet.model.cluster_states import ClusterState, SlotLeaseState
+from dask_fleet.model.clusters import ClusterRecord, SlotLease
 from dask_fleet.protocol.cluster_frames import ClusterOpened, ClusterStatus
 
 AttemptKey = tuple[int, int]

@@ -12,7 +12,8 @@ from dask_fleet.controller.clusters import placing
 from dask_fleet.controller.clusters.book import AttemptKey, Book, Entry
 from dask_fleet.controller.clusters.slots import SlotGiver
 from dask_fleet.controller.dispatcher import Dispatcher
-from dask_fleet.model.clusters import ClusterKind, ClusterRecord, ClusterSpec, ClusterState, NewCluster
+from dask_fleet.model.cluster_states import ClusterState
+from dask_fleet.model.clusters import ClusterKind, ClusterRecord, ClusterSpec, NewCluster
 from dask_fleet.model.errors import ClusterImpossible, Conflict, FleetError, InvalidParameters
 from dask_fleet.model.ids import random_id
 from dask_fleet.model.jobs import JobRecord

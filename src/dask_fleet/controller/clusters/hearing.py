@@ -8,7 +8,7 @@ from typing import Any
 from dask_fleet.controller.agents import AgentHandle, Agents, agent_home
 from dask_fleet.controller.clusters.book import Book, Entry, Held
 from dask_fleet.controller.clusters.signing import Signer
-from dask_fleet.model.clusters import ClusterState, SlotLeaseState
+from dask_fleet.model.cluster_states import ClusterState, SlotLeaseState
 from dask_fleet.plugins.clock import Clock
 from dask_fleet.protocol.cluster_frames import (
     CloseCluster,

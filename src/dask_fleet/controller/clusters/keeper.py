@@ -18,16 +18,8 @@ from dask_fleet.controller.agents import Agents
 from dask_fleet.controller.alarms import Alarms
 from dask_fleet.controller.clusters.book import Book, Entry, Held
 from dask_fleet.controller.clusters.orders import close_frame, grant_frame, open_frame
-from dask_fleet.model.clusters import (
-    ClusterChange,
-    ClusterEvent,
-    ClusterKind,
-    ClusterRecord,
-    ClusterState,
-    SlotLease,
-    SlotLeaseEvent,
-    SlotLeaseState,
-)
+from dask_fleet.model.cluster_states import ClusterEvent, ClusterState, SlotLeaseEvent, SlotLeaseState
+from dask_fleet.model.clusters import ClusterChange, ClusterKind, ClusterRecord, SlotLease
 from dask_fleet.model.errors import LedgerUnavailable
 from dask_fleet.plugins.clock import Clock
 from dask_fleet.plugins.ledger import Ledger

@@ -22,15 +22,8 @@ from dask_fleet.controller.clusters.slots import SlotGiver
 from dask_fleet.controller.clusters.view import ClusterView
 from dask_fleet.controller.clusters.waiting import waiting_for
 from dask_fleet.controller.dispatcher import Dispatcher
-from dask_fleet.model.clusters import (
-    ClusterEventRecord,
-    ClusterKind,
-    ClusterRecord,
-    ClusterSpec,
-    ClusterState,
-    NewCluster,
-    SlotLeaseState,
-)
+from dask_fleet.model.cluster_states import ClusterState, SlotLeaseState
+from dask_fleet.model.clusters import ClusterEventRecord, ClusterKind, ClusterRecord, ClusterSpec, NewCluster
 from dask_fleet.model.errors import ClusterImpossible, Conflict, Draining, FleetError, NotFound, QuotaExceeded
 from dask_fleet.plugins.clock import Clock
 from dask_fleet.plugins.ledger import Ledger

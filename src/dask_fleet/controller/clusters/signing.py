@@ -7,7 +7,7 @@ import itertools
 
 from dask_fleet.controller.agents import Agents
 from dask_fleet.controller.clusters.book import Book, Entry
-from dask_fleet.model.clusters import ClusterState
+from dask_fleet.model.cluster_states import ClusterState
 from dask_fleet.model.errors import AgentUnreachable, BadRequest, Conflict
 from dask_fleet.protocol.cluster_frames import Sign, Signature, Signed, WantSignature
 

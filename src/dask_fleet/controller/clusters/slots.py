@@ -8,7 +8,8 @@ from dask_fleet.controller.agents import Agents
 from dask_fleet.controller.clusters import placing
 from dask_fleet.controller.clusters.book import Book, Entry, Held
 from dask_fleet.controller.clusters.placing import Grant, Host, Need
-from dask_fleet.model.clusters import ClusterKind, ClusterState, SlotLease
+from dask_fleet.model.cluster_states import ClusterState
+from dask_fleet.model.clusters import ClusterKind, SlotLease
 from dask_fleet.model.ids import random_id
 from dask_fleet.plugins.clock import Clock
 

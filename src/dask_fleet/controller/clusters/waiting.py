@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dask_fleet.controller.clusters.book import Book, Entry
 from dask_fleet.controller.clusters.placing import Host
-from dask_fleet.model.clusters import ClusterState
+from dask_fleet.model.cluster_states import ClusterState
 
 
 def waiting_for(entry: Entry, hosts: Sequence[Host], book: Book, *, draining: bool) -> str | None:

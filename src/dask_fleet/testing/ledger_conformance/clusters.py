@@ -10,21 +10,16 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from dask_fleet.model.clusters import (
+from dask_fleet.model.cluster_states import (
     CLUSTER_TRANSITIONS,
     SLOT_LEASE_TRANSITIONS,
-    ClusterChange,
     ClusterEvent,
     ClusterEventKind,
-    ClusterKind,
-    ClusterRecord,
-    ClusterSpec,
     ClusterState,
-    NewCluster,
-    SlotLease,
     SlotLeaseEvent,
     SlotLeaseState,
 )
+from dask_fleet.model.clusters import ClusterChange, ClusterKind, ClusterRecord, ClusterSpec, NewCluster, SlotLease
 from dask_fleet.model.errors import Conflict
 from dask_fleet.plugins.ledger import Ledger
 from dask_fleet.testing.ledger_conformance.scenarios import SECOND_US, LedgerMaker, ManualClock, scenario

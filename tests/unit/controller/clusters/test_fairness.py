@@ -7,7 +7,7 @@ from tests.unit.controller.rig import Rig, outcome, run
 
 from dask_fleet.controller.clusters.placing import Host as Place
 from dask_fleet.controller.clusters.placing import Need, Turns, first_workers, growth, impossible, width_to_workers
-from dask_fleet.model.clusters import ClusterState
+from dask_fleet.model.cluster_states import ClusterState
 from dask_fleet.model.states import RunState
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from tests.unit.controller.clusters.hosts import FaultyLedger, Host, new, now, work
 from tests.unit.controller.rig import HandClock, Rig, run
 
-from dask_fleet.model.clusters import ClusterState
+from dask_fleet.model.cluster_states import ClusterState
 from dask_fleet.protocol.cluster_frames import GrantSlots, OpenCluster
 
 

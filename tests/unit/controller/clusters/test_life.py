@@ -9,7 +9,7 @@ from tests.unit.controller.clusters.hosts import Host, new, now, work
 from tests.unit.controller.rig import Rig, run
 
 from dask_fleet.ledger.memory import MemoryLedger
-from dask_fleet.model.clusters import ClusterEventKind, ClusterState, SlotLeaseState
+from dask_fleet.model.cluster_states import ClusterEventKind, ClusterState, SlotLeaseState
 from dask_fleet.model.errors import (
     AgentUnreachable,
     ClusterImpossible,

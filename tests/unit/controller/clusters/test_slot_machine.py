@@ -15,7 +15,8 @@ from tests.unit.controller.rig import Rig
 
 from dask_fleet.controller.clusters.book import Entry, Held
 from dask_fleet.controller.clusters.keeper import Keeper
-from dask_fleet.model.clusters import ClusterState, SlotLease, SlotLeaseState
+from dask_fleet.model.cluster_states import ClusterState, SlotLeaseState
+from dask_fleet.model.clusters import SlotLease
 from dask_fleet.model.errors import ClusterImpossible, Conflict, LedgerUnavailable
 
 SLOTS = {"one-a": 2, "two-a": 3, "big-a": 4}
