@@ -130,9 +130,9 @@ class Taken:
         """Why it has ended, or lost its scheduler."""
         return str(self.document.get("reason") or "no reason is known")
 
-    def look(self, wait_s: int = 0, *, patience_s: float = ABANDON_S) -> None:
-        """Ask how it is; wait until it runs or has ended, at most `wait_s`."""
-        query = f"?wait={wait_s}" if wait_s else ""
+    def look(self, wait_s: int = 0, *, workers: bool = False, patience_s: float = ABANDON_S) -> None:
+        """Ask how it is; wait until it runs (with `workers`: and they have joined) or has ended, at most `wait_s`."""
+        query = f"?wait={wait_s}{'&workers=true' if workers else ''}" if wait_s else ""
         self._learn(self.link.request("GET", self.path + query, wait_s=wait_s, patience_s=patience_s))
 
     def scale(self, n_workers: int) -> None:
@@ -178,7 +178,7 @@ class Taken:
 
     def _wait_until_it_runs(self, deadline: float | None, tell: Callable[[str], None]) -> None:
         told = ""
-        while self.document["status"] != "running":
+        while self.document["status"] != "running" or self._is_joining():
             name = self.document["name"]
             if self.document["status"] in ENDED:
                 raise ClusterFailed(f"cluster {name} is {self.document['status']}: {self.why}")
@@ -188,8 +188,15 @@ class Taken:
                 tell(f"cluster {name} waits for {waiting_for}")
             wait_s = POLL_S if deadline is None else min(POLL_S, math.ceil(deadline - time.monotonic()))
             if wait_s <= 0:
+                if self.document["status"] == "running" and self.document["workers"]:
+                    return  # of use as it is
                 raise WaitTimeout(f"cluster {name} does not run yet and is given back; it waits for {waiting_for}")
-            self.look(wait_s, patience_s=30.0)
+            self.look(wait_s, workers=self._join is None, patience_s=30.0)
+
+    def _is_joining(self) -> bool:
+        """Whether a cluster of ours has workers yet to join that it can have now: a program may count on them."""
+        document = self.document
+        return self._join is None and (document.get("joining", 0) > 0 or document["workers"] == 0 < document["n_workers"])
 
     def _learn(self, document: dict[str, Any]) -> None:
         self.document = {**self.document, **document}

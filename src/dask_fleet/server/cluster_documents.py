@@ -26,6 +26,7 @@ def cluster_document(record: ClusterRecord, view: ClusterView | None) -> dict[st
         "agent": record.agent,
         "n_workers": spec.n_workers,
         "workers": view.workers if view is not None else 0,
+        "joining": view.joining if view is not None else 0,
         "waiting_for": view.waiting_for if view is not None else None,
         "tasks": view.tasks if view is not None else 0,
         "clients": view.clients if view is not None else 0,

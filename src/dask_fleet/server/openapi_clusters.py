@@ -51,6 +51,7 @@ _CLUSTER: dict[str, Any] = {
     "agent": {"type": ["string", "null"]},
     "n_workers": {**_WORKERS, "description": "Dask workers that are wanted."},
     "workers": {"type": "integer", "description": "Dask workers that have joined."},
+    "joining": {"type": "integer", "description": "Dask workers that have got slots and have not joined yet."},
     "waiting_for": {"type": ["string", "null"], "description": "What it waits for, in a sentence."},
     "tasks": {"type": "integer"},
     "clients": {"type": "integer"},
@@ -159,7 +160,11 @@ CLUSTER_PATHS: dict[str, Any] = {
             "requestBody": _body(ref("schemas", "NewCluster"), required=False),
             "responses": {
                 "201": {
-                    **_answer("ClusterWithCertificate", "It runs; with the certificate if one was asked for."),
+                    **_answer(
+                        "ClusterWithCertificate",
+                        "It runs, if it was waited for with the workers it can have for now; with the certificate that was "
+                        "asked for.",
+                    ),
                     "headers": _location(),
                 },
                 "202": {
@@ -182,6 +187,12 @@ CLUSTER_PATHS: dict[str, Any] = {
                     "in": "query",
                     "description": "Hold the answer until it runs or has ended, at most so many seconds.",
                     "schema": {"type": "integer", "minimum": 0, "maximum": MAX_WAIT_S},
+                },
+                {
+                    "name": "workers",
+                    "in": "query",
+                    "description": "With `wait`: until the workers that it can have for now have joined, too.",
+                    "schema": {"enum": ["true", "false"]},
                 },
             ],
             "responses": {"200": _answer("Cluster", "As of now."), **_USUAL},

@@ -53,8 +53,8 @@ class _Clusters:
         )
         refuse_mismatch(asked.versions, versions_here())
         record = await self._begin(asked)
-        if options.wait_s > 0 and record.state is not ClusterState.RUNNING:
-            record = await self._controller.clusters.wait(record.cluster_id, options.wait_s)
+        if options.wait_s > 0:
+            record = await self._controller.clusters.wait(record.cluster_id, options.wait_s, workers=True)
         if record.state is ClusterState.FAILED:
             raise ClusterFailed(
                 f"the cluster could not be had: {record.reason}", cluster_id=record.cluster_id, name=record.name
@@ -93,10 +93,11 @@ class _Clusters:
     async def show(self, request: Request) -> Response:
         principal = principal_of(request)
         require(principal, Scope.READ)
-        seconds = wait_s(query_of(request, {"wait"}))
+        query = query_of(request, {"wait", "workers"})
+        seconds, workers = wait_s(query), _flag(query, "workers")
         record = await self._find(request, principal)
-        if seconds and record.state in {ClusterState.PENDING, ClusterState.STARTING}:
-            record = await self._controller.clusters.wait(record.cluster_id, seconds)
+        if seconds and (workers or record.state in {ClusterState.PENDING, ClusterState.STARTING}):
+            record = await self._controller.clusters.wait(record.cluster_id, seconds, workers=workers)
         return json_response(self._document(record))
 
     async def scale(self, request: Request) -> Response:

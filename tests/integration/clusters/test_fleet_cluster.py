@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import pytest
 from distributed import Client
 
 from dask_fleet import FleetCluster
-from dask_fleet.model.errors import ClusterImpossible, Conflict, FleetError
+from dask_fleet.model.errors import ClusterFailed, ClusterImpossible, Conflict, FleetError
 from dask_fleet.testing.served import ServedFleet
 
 DEADLINE_S = 60.0
@@ -74,6 +75,44 @@ def test_a_program_of_dask_runs_and_its_slots_come_back(fleet: ServedFleet, opti
     assert fleet.request("GET", page).json()["reason"] == "closed by admin"
     until(lambda: all(agent["free"] == agent["slots"] for agent in fleet.status()["agents"]), "the slots to come back")
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "its fresh processes to end")
+
+
+def test_its_workers_are_there_when_it_is(options: dict[str, Any]) -> None:
+    for _ in range(3):  # of spares and without
+        with FleetCluster(n_workers=3, **options) as cluster, Client(cluster) as client:
+            assert len(client.scheduler_info(n_workers=-1)["workers"]) == 3
+            assert len(client.run(os.getpid)) == 3
+            assert set(map(len, client.who_has(client.scatter([1, 2], broadcast=True)).values())) == {3}
+
+
+def test_one_larger_than_the_pool_is_there_with_what_it_got_and_says_what_it_waits_for(
+    options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FleetCluster(n_workers=6, **{**options, "quiet": False}) as cluster, Client(cluster) as client:
+        assert len(client.run(os.getpid)) == 4
+        said: list[str] = []
+
+        def told() -> bool:
+            said.append(capsys.readouterr().out)
+            return "has 4 of 6 workers; it waits for slots for 2 workers" in "".join(said)
+
+        until(told, "it to say that it is smaller")
+        assert "room for 4 of the 6 workers" in "".join(said)
+
+
+def test_workers_that_cannot_start_are_no_cluster(fleet: ServedFleet, options: dict[str, Any]) -> None:
+    with pytest.raises(ClusterFailed, match=r"its workers cannot start.*there_is_no_such_module"):
+        FleetCluster(n_workers=2, preload="there_is_no_such_module", **options)
+    until(lambda: fleet.request("GET", "/v1/clusters").json()["clusters"] == [], "it to end")
+
+    async def main() -> None:
+        async with (
+            FleetCluster(n_workers=2, asynchronous=True, **options) as cluster,
+            Client(cluster, asynchronous=True) as client,
+        ):
+            assert len(await client.run(os.getpid)) == 2
+
+    asyncio.run(main())
 
 
 def test_bad_input_leaves_nothing_running(fleet: ServedFleet, options: dict[str, Any]) -> None:

@@ -201,7 +201,7 @@ class Clusters:
         document = self.known[cluster_id]
         if self.plan["workers"]:
             self.on_loop(self.dask[cluster_id].scale(document["n_workers"]))
-            document.update(workers=document["n_workers"], waiting_for=None)
+            document.update(workers=document["n_workers"], joining=0, waiting_for=None)
         elif document["n_workers"] > document["workers"]:
             document["waiting_for"] = "free slots in the pool 'default'"
 
@@ -285,7 +285,7 @@ class Handler(BaseHTTPRequestHandler):
                 clusters.known[cluster_id]["n_workers"] = body["n_workers"]
                 clusters.give(cluster_id)
         elif query.startswith("wait="):
-            clusters.wait(cluster_id, float(query.removeprefix("wait=")))
+            clusters.wait(cluster_id, float(query.removeprefix("wait=").removesuffix("&workers=true")))
         return 200, dict(clusters.known[cluster_id])
 
 

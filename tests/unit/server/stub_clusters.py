@@ -62,7 +62,7 @@ class StubClusters(Clusters):
         )
         return self.run(new.cluster_id) if self.runs_at_once else self.records[new.cluster_id]
 
-    async def wait(self, cluster_id: str, timeout_s: float) -> ClusterRecord:
+    async def wait(self, cluster_id: str, timeout_s: float, *, workers: bool = False) -> ClusterRecord:
         try:
             async with asyncio.timeout(timeout_s):
                 while self.records[cluster_id].state in {ClusterState.PENDING, ClusterState.STARTING}:

@@ -60,6 +60,8 @@ class Entry:
         self.status_at = now
         self.stillborn = 0
         """Workers in a row that ended before they had joined."""
+        self.stillborn_why = ""
+        """What the last of them died of."""
         self.not_before = 0.0
         """No new worker before then: the last ones could not start."""
         self.csr: bytes | None = None
@@ -96,6 +98,18 @@ class Entry:
     def workers(self) -> int:
         """Workers that have joined and are not leaving."""
         return sum(held.joined for held in self.live)
+
+    @property
+    def joining(self) -> int:
+        """Workers that have been granted slots and have not joined yet."""
+        return sum(not held.joined for held in self.live)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it runs with all the workers that it can have for now, and with one at least if it is to have any."""
+        if self.record.state is not ClusterState.RUNNING or not self.is_wanted:
+            return False
+        return self.joining == 0 and (self.record.spec.n_workers == 0 or self.workers > 0)
 
     @property
     def is_wanted(self) -> bool:
@@ -213,3 +227,11 @@ class Book:
             return None
         entry = self.entries[cluster_id]
         return entry, entry.held[lease_id]
+
+
+def wake(entry: Entry) -> None:
+    """Let those who wait for a change of the cluster look again."""
+    waiters, entry.waiters = entry.waiters, []
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from dask_fleet.controller.agents import AgentHandle, Agents, agent_home
-from dask_fleet.controller.clusters.book import Book, Entry, Held
+from dask_fleet.controller.clusters.book import Book, Entry, Held, wake
 from dask_fleet.controller.clusters.signing import Signer
 from dask_fleet.model.cluster_states import ClusterState, SlotLeaseState
 from dask_fleet.plugins.clock import Clock
@@ -172,6 +172,7 @@ class Hearing:
                     handle.send(TakeSlots(frame.lease, grace_s=0.0))
                 else:
                     found[1].joined = True
+                    wake(found[0])  # at once: whoever waits for it need not wait for the disk
                     self._touch(found[0])
             case SlotsLeft():
                 found = self._book.find(frame.lease)

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from dask_fleet.controller.agents import Agents
 from dask_fleet.controller.alarms import Alarms
-from dask_fleet.controller.clusters.book import Book, Entry, Held
+from dask_fleet.controller.clusters.book import Book, Entry, Held, wake
 from dask_fleet.controller.clusters.orders import close_frame, grant_frame, open_frame
 from dask_fleet.model.cluster_states import ClusterEvent, ClusterState, SlotLeaseEvent, SlotLeaseState
 from dask_fleet.model.clusters import ClusterChange, ClusterKind, ClusterRecord, SlotLease
@@ -114,6 +114,7 @@ class Keeper:
         await self._let_go(entry)
         self._tell(entry)
         await self._finish(entry)
+        wake(entry)
         self._changed()
 
     # ------------------------------------------------------------------ what agents have said
@@ -139,6 +140,7 @@ class Keeper:
 
     def _stillborn(self, entry: Entry, why: str) -> None:
         entry.stillborn += 1
+        entry.stillborn_why = why
         delay_s = min(0.1 * 2**entry.stillborn, 10.0)
         entry.not_before = self._clock.monotonic() + delay_s
         self._touch_later(entry, delay_s)
@@ -370,14 +372,6 @@ class Keeper:
             held.lease = lease
         if lease is None or not lease.state.holds_slots:
             self._book.release(entry, held)
-
-
-def wake(entry: Entry) -> None:
-    """Let those who wait for a change of the cluster look again."""
-    waiters, entry.waiters = entry.waiters, []
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_result(None)
 
 
 def _leaves_after(entry: Entry, held: Held) -> tuple[bool, bool, bool, int]:

@@ -13,10 +13,10 @@ from msgspec.structs import replace
 from dask_fleet.controller.agents import AgentHandle, Agents
 from dask_fleet.controller.alarms import Alarms
 from dask_fleet.controller.clusters import placing
-from dask_fleet.controller.clusters.book import Book, Entry, Held
+from dask_fleet.controller.clusters.book import Book, Entry, Held, wake
 from dask_fleet.controller.clusters.for_jobs import JobClusters
 from dask_fleet.controller.clusters.hearing import Hearing
-from dask_fleet.controller.clusters.keeper import START_S, Keeper, wake
+from dask_fleet.controller.clusters.keeper import START_S, Keeper
 from dask_fleet.controller.clusters.signing import Signer
 from dask_fleet.controller.clusters.slots import SlotGiver
 from dask_fleet.controller.clusters.view import ClusterView
@@ -258,24 +258,27 @@ class Clusters:
             return f"there is no pool {spec.pool!r}; the pools are: {known}"
         return placing.impossible(spec.pool, spec.threads_per_worker, self._slots.hosts(absent=True))
 
-    async def wait(self, cluster_id: str, timeout_s: float) -> ClusterRecord:
+    async def wait(self, cluster_id: str, timeout_s: float, *, workers: bool = False) -> ClusterRecord:
         """Return the cluster once it runs or has ended, or as it is after `timeout_s`.
+
+        Parameters
+        ----------
+        workers
+            Wait also for the workers that it can have for now: those whose slots were granted, and one at least.
 
         Raises
         ------
         NotFound
             If there is none.
         """
-        return await self._wait(
-            cluster_id, timeout_s, lambda record: record.state is ClusterState.RUNNING or record.state.is_terminal
-        )
+        return await self._wait(cluster_id, timeout_s, _is_complete if workers else _is_up)
 
-    async def _wait(self, cluster_id: str, timeout_s: float, done: Callable[[ClusterRecord], bool]) -> ClusterRecord:
+    async def _wait(self, cluster_id: str, timeout_s: float, done: Callable[[Entry], bool]) -> ClusterRecord:
         entry = self.book.entries.get(cluster_id)
         if entry is None:
             return await self._ended(cluster_id)
         deadline = self._clock.monotonic() + timeout_s
-        while not done(entry.record):
+        while not done(entry):
             left_s = deadline - self._clock.monotonic()
             if left_s <= 0:
                 break
@@ -398,12 +401,12 @@ class Clusters:
         if entry.is_wanted:
             entry.close_reason = reason
             self._keeper.touch(entry)
-            await self._wait(cluster_id, _CLOSE_RECORDED_S, lambda record: record.state not in _LIVING)
+            await self._wait(cluster_id, _CLOSE_RECORDED_S, lambda entry: entry.record.state not in _LIVING)
         return entry.record
 
     async def wait_closed(self, cluster_id: str, timeout_s: float) -> ClusterRecord:
         """Return the cluster once it has ended, or as it is after `timeout_s`."""
-        return await self._wait(cluster_id, timeout_s, lambda record: record.state.is_terminal)
+        return await self._wait(cluster_id, timeout_s, lambda entry: entry.record.state.is_terminal)
 
     async def find(self, tenant: str, name_or_id: str) -> ClusterRecord:
         """Return the living cluster of the tenant with that name, or the one with that id, living or ended.
@@ -438,6 +441,7 @@ class Clusters:
         status = entry.status
         return ClusterView(
             workers=entry.workers,
+            joining=entry.joining,
             wanted=entry.record.spec.n_workers,
             waiting_for=waiting_for(entry, self._slots.hosts(), self.book, draining=self._dispatcher.paused),
             tasks=status.tasks if status is not None else 0,
@@ -448,3 +452,11 @@ class Clusters:
     async def need(self, handle: AgentHandle, frame: NeedCluster) -> None:
         """Give an attempt a cluster of its own; answered by a `JobCluster` to its agent, also where there will be none."""
         await self._jobs.need(handle, frame)
+
+
+def _is_up(entry: Entry) -> bool:
+    return entry.record.state is ClusterState.RUNNING or entry.record.state.is_terminal
+
+
+def _is_complete(entry: Entry) -> bool:
+    return entry.is_complete or entry.record.state not in _LIVING

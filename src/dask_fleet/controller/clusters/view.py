@@ -10,6 +10,8 @@ class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
 
     workers: int
     """Dask workers that have joined and are not leaving."""
+    joining: int = 0
+    """Those that have been granted slots and have not joined yet."""
     wanted: int
     """Its target, ``n_workers``."""
     waiting_for: str | None = None

@@ -24,6 +24,8 @@ def waiting_for(entry: Entry, hosts: Sequence[Host], book: Book, *, draining: bo
     if missing <= 0:
         joining = sum(not held.joined for held in entry.live)
         return f"{_workers(joining)} to join" if joining else None
+    if entry.stillborn:
+        return f"{_workers(missing)} to be started again, the last one could not: {entry.stillborn_why}"
     return _slots(entry, missing, [host for host in hosts if host.pool == record.spec.pool], book)
 
 
