@@ -210,7 +210,8 @@ class Dispatcher:
                 user=job.opened_by or job.user,
                 priority=job.priority,
                 tenant=job.tenant,
-            )
+            ),
+            first=job.faults + job.losses > 0,
         )
 
     async def _claim(self, entry: QueuedRun, handle: AgentHandle) -> None:

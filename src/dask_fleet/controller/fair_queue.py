@@ -2,7 +2,8 @@
 
 A queued run can only go to an agent that has its service at its version, and a suspect only to one that has a process for it
 alone: that triple is its *lane*. Within a lane each priority has a heap of users ordered by when each was last served, so
-that a user with one job does not wait behind another's thousand.
+that a user with one job does not wait behind another's thousand. A run that had its turn and lost it to a fault that was not
+its own goes to the head of its user's line: it must not wait once more for what was behind it.
 """
 
 from __future__ import annotations
@@ -70,11 +71,17 @@ class FairQueue:
         """Return the lanes in which something may wait."""
         return list(self._lanes)
 
-    def push(self, entry: QueuedRun) -> None:
-        """Put a run at the end of its user's line; a run already there is replaced."""
+    def push(self, entry: QueuedRun, *, first: bool = False) -> None:
+        """Put a run at the end of its user's line, or at its head; a run already there is replaced.
+
+        Parameters
+        ----------
+        first
+            It had its turn already and lost it by no fault of its own.
+        """
         self.discard(entry.seq)
         self._alive[entry.seq] = entry
-        self._line_up(entry)
+        self._line_up(entry, first=first)
 
     def discard(self, seq: int) -> None:
         """Take a run out (cancelled, expired); one that is not there is no error."""
@@ -147,12 +154,12 @@ class FairQueue:
         self._lanes.clear()
         self._dead = 0
 
-    def _line_up(self, entry: QueuedRun) -> None:
+    def _line_up(self, entry: QueuedRun, *, first: bool = False) -> None:
         levels = self._lanes.setdefault(entry.lane, {})
         level = levels.get(entry.priority)
         if level is None:
             level = levels[entry.priority] = _Level()
-        level.push(entry, self._served.get(entry.owner, 0))
+        level.push(entry, self._served.get(entry.owner, 0), first=first)
 
     def _levels(self) -> Iterator[_Level]:
         for levels in self._lanes.values():
@@ -179,12 +186,14 @@ class _Level:
         for line in self._lines.values():
             yield from line
 
-    def push(self, entry: QueuedRun, served: int) -> None:
+    def push(self, entry: QueuedRun, served: int, *, first: bool) -> None:
         owner = entry.owner
         line = self._lines.get(owner)
         if line is None:
             self._lines[owner] = deque((entry,))
             heapq.heappush(self._heap, (served, owner))
+        elif first:
+            line.appendleft(entry)
         else:
             line.append(entry)
 

@@ -247,3 +247,20 @@ def test_a_stopped_scheduler_is_closed_by_force(tmp_path: Path) -> None:
             assert not scheduler.is_running()
 
     run(main)
+
+
+def test_a_scheduler_that_is_stopped_is_lost_and_ended(tmp_path: Path) -> None:
+    """Its workers and clients would wait for it for ever; that it is silent says nothing, that it is stopped does."""
+
+    async def main() -> None:
+        async with fleet(tmp_path / "data", nworkers=1, spares=0) as (server, _agent):
+            clusters = Clusters(server)
+            cluster, lease, scheduler, worker = await made(clusters)
+            scheduler.send_signal(signal.SIGSTOP)
+            assert "stopped" in (await clusters.until(ClusterGone, cluster=cluster)).why
+            await clusters.until(SlotsLeft, lease=lease)
+            assert not scheduler.is_running()
+            assert not worker.is_running()
+            assert (await clusters.open(cluster, epoch=2)) == cluster
+
+    run(main)

@@ -72,6 +72,18 @@ async def test_a_slot_that_is_gone_on_the_second_look_loses_no_job() -> None:
 
 
 @run
+async def test_what_a_lost_cluster_interrupted_does_not_wait_behind_the_thousand_that_came_later() -> None:
+    async with Rig() as rig:
+        side = rig.agent(slots=1)
+        first, second, _ = [await rig.submit(str(number)) for number in range(3)]
+        await rig.advance(1.0)  # they take so long that nothing is given ahead
+        await side.deliver(outcome(first, AttemptState.FAILED, cause=Cause.CLUSTER_LOST))
+        await rig.advance(1.0)
+        await side.deliver(outcome(second))
+        assert side.attempts() == [(first.seq, 1), (second.seq, 1), (first.seq, 2)]
+
+
+@run
 async def test_nothing_is_given_ahead_behind_a_job_that_already_takes_long() -> None:
     async with Rig() as rig:
         side = rig.agent(slots=1)

@@ -32,6 +32,16 @@ def test_first_come_first_served_for_one_user() -> None:
     assert len(queue) == 0
 
 
+def test_who_lost_its_turn_by_no_fault_of_its_own_is_next_of_its_user() -> None:
+    queue = FairQueue()
+    for seq in range(6):
+        queue.push(entry(seq, "ab"[seq % 2]))
+    returned = queue.pop({LANE}.__contains__)
+    assert returned is not None
+    queue.push(returned, first=True)
+    assert drained(queue) == [1, 0, 3, 2, 5, 4], "before its user's others; whose turn it is has not changed"
+
+
 def test_a_user_with_one_job_does_not_wait_behind_a_thousand() -> None:
     queue = FairQueue()
     for seq in range(1, 1001):

@@ -11,8 +11,9 @@ from typing import Any
 from dask_fleet.agent.clusters.authority import Authority, Role
 from dask_fleet.agent.clusters.credentials import Credentials
 from dask_fleet.agent.clusters.frames import Open, Opened, SchedulerState
-from dask_fleet.agent.clusters.schedulers import SchedulerFailed, SchedulerProcess
+from dask_fleet.agent.clusters.schedulers import CLOSE_S, SchedulerFailed, SchedulerProcess
 from dask_fleet.agent.clusters.spares import Spares
+from dask_fleet.agent.vitals import LOOK_AGAIN_S, Vitals
 from dask_fleet.protocol.cluster_frames import ClusterOpened, ClusterRef, ClusterStatus, OpenCluster
 
 log = logging.getLogger(__name__)
@@ -21,6 +22,12 @@ _TAKE_S = 60.0
 """How long a scheduler process may take to be had; a host under load forks slowly."""
 _IDLE_BEYOND_S = 60.0
 """The server closes idle clusters. This much later the scheduler does it itself: the server may be away."""
+
+
+_LOOK_S = 0.5
+"""How often the kernel is asked whether the process was stopped. One that is silent may be busy; one that is stopped is lost
+to its workers and clients, which wait for it.
+"""
 
 
 class HeldCluster:
@@ -92,7 +99,9 @@ class HeldCluster:
         self.tell()
         ended = asyncio.create_task(process.ended(), name=f"ended-{request.cluster}")
         try:
-            await asyncio.wait([ended, self._closing], return_when=asyncio.FIRST_COMPLETED)
+            stopped = await self._until_over(process, ended)
+            if stopped:
+                return stopped
             if ended.done():
                 return f"the scheduler process {ended.result()}" if not process.closed_itself else ended.result()
             why = self._closing.result()
@@ -100,6 +109,22 @@ class HeldCluster:
             return why
         finally:
             ended.cancel()
+
+    async def _until_over(self, process: SchedulerProcess, ended: asyncio.Task[str]) -> str:
+        """Wait until the process has ended or is to close; one that was stopped is killed, which is what the answer says."""
+        loop, vitals = asyncio.get_running_loop(), Vitals(process.pid)
+        wait_s = _LOOK_S
+        try:
+            while not (await asyncio.wait([ended, self._closing], timeout=wait_s, return_when=asyncio.FIRST_COMPLETED))[0]:
+                vitals.look(loop.time())
+                wait_s = _LOOK_S if vitals.stopped_since is None else LOOK_AGAIN_S
+                if vitals.stopped_since is not None and loop.time() - vitals.stopped_since >= LOOK_AGAIN_S * 0.9:
+                    process.kill()
+                    await asyncio.wait([ended], timeout=CLOSE_S)
+                    return "the scheduler process was stopped, and killed for that"
+        finally:
+            vitals.close()
+        return ""
 
     def close(self, why: str) -> None:
         """Let it end. Twice is harmless."""
