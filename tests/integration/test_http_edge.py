@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +76,31 @@ def test_streams_and_held_answers_end_with_the_server_and_go_on_with_the_next(fl
     assert seen[0] == "accepted"
     assert seen[-1] == "succeeded"
     assert seen.count("accepted") == 1  # it went on where it was, and did not begin anew
+
+
+def test_whom_the_edge_turned_away_is_counted_for_administrators(fleet: ServedFleet) -> None:
+    made = fleet.request("POST", "/v1/tokens", {"user": "ann", "scopes": ["read"]}).json()
+    reader, token_id = made["token"], made["token_id"]
+    assert "edge" not in fleet.request("GET", "/v1/status", token=reader).json()
+    assert fleet.request("DELETE", f"/v1/tokens/{token_id}").status == 200
+    assert fleet.request("GET", "/v1/status", token=reader).status == 401
+    assert fleet.request("GET", "/v1/status", token="fleet_" + "x" * 43).status == 401
+    parts = urlsplit(fleet.url)
+    with socket.create_connection((parts.hostname, parts.port), 10) as sock:
+        sock.sendall(b"GET /v1/status HTTP/1.1\r\nHost: localhost\r\n\r\n\0\r\n\r\n")
+        while sock.recv(65_536):
+            pass
+    edge = fleet.status()["edge"]
+    assert edge["tokens_refused_total"] == {"missing": 1, "unknown": 1, "expired": 0, "revoked": 1}
+    assert edge["requests_refused_total"] == {"bad_request": 1}
+    assert edge["connections_total"] > edge["connections"] >= 1
+    assert edge["connections_refused_total"] == {"peer": 0, "server": 0}
+    shown = subprocess.run(
+        [Path(sys.executable).with_name("dask-fleet"), "status", "--url", fleet.url],
+        env={**os.environ, "FLEET_TOKEN": fleet.token}, capture_output=True, text=True, check=True, timeout=60,
+    ).stdout  # fmt: skip
+    for words in ("0 queued", "1 missing, 1 unknown, 1 revoked", "1 bad_request", "connections"):
+        assert words in shown, shown
 
 
 def test_a_server_out_of_descriptors_neither_spins_nor_dies(fleet: ServedFleet) -> None:

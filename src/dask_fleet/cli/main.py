@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import dask_fleet
-from dask_fleet.cli import agent, agents, call, clusters, config, doctor, jobs, serve, tokens
+from dask_fleet.cli import agent, agents, call, clusters, config, doctor, jobs, serve, status, tokens
 from dask_fleet.model.errors import FleetError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ app.add_typer(tokens.app, name="tokens")
 app.add_typer(agents.app, name="agents")
 app.add_typer(config.app, name="config")
 app.command("doctor")(doctor.doctor)
+app.command("status")(status.status)
 
 
 def _print_version(wanted: bool) -> None:

@@ -30,29 +30,38 @@ class Admission:
         self._max_connections = max_connections
         self._max_per_peer = max_per_peer
         self._peers: dict[str, int] = {}
-        self._probation: dict[OnProbation, None] = {}
+        self._probation: dict[OnProbation, str] = {}
         self.total = 0
+        self.entered = 0
+        """Connections, ever."""
+        self.refused = {"peer": 0, "server": 0}
+        """Connections sent away, ever, by the limit they met: that of one address, or that of all."""
 
     def enter(self, connection: OnProbation, peer: str) -> bool:
         """Count a new connection; return whether it is within the limits (or else on probation)."""
+        self.entered += 1
         self.total += 1
         self._peers[peer] = self._peers.get(peer, 0) + 1
         if self._within(peer):
             return True
         if len(self._probation) >= RESERVED:
             oldest = next(iter(self._probation))
-            del self._probation[oldest]
+            self.refused[self._probation.pop(oldest)] += 1
             oldest.turn_away()
-        self._probation[connection] = None
+        self._probation[connection] = self._limit_met()
         return False
 
     def promote(self, connection: OnProbation, peer: str, *, agent: bool) -> bool:
         """End a connection's probation, its first head being there; return whether it may stay."""
         self._probation.pop(connection, None)
-        return agent or self._within(peer)
+        if agent or self._within(peer):
+            return True
+        self.refused[self._limit_met()] += 1
+        return False
 
-    def leave(self, connection: OnProbation | None, peer: str) -> None:
-        """A connection is gone."""
+    def leave(self, connection: OnProbation | None, peer: str, *, returns: bool = False) -> None:
+        """A connection is gone; or `returns` at once as something else, and is one connection still."""
+        self.entered -= returns
         if connection is not None:
             self._probation.pop(connection, None)
         self.total -= 1
@@ -61,6 +70,9 @@ class Admission:
             self._peers[peer] = left
         else:
             self._peers.pop(peer, None)
+
+    def _limit_met(self) -> str:
+        return "server" if self.total > self._max_connections else "peer"
 
     def _within(self, peer: str) -> bool:
         return self.total <= self._max_connections and self._peers[peer] <= self._max_per_peer

@@ -139,6 +139,7 @@ class FleetApp:
             principal = self._sign_in.authenticate_cookie(scope)
             if principal is not None:
                 return principal
+        self._tokens.refused["missing"] += 1
         raise unauthorized()
 
     async def _unknown(self, scope: Any, _receive: Any, _send: Any) -> None:

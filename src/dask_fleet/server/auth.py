@@ -127,8 +127,8 @@ class TokenAuthenticator:
         self._ends: dict[str, int] = {}
         self._logged_at: float | None = None
         self._unlogged = 0
-        self.refused = 0
-        """Requests with a token that is none, or no more."""
+        self.refused = {"missing": 0, "unknown": 0, "expired": 0, "revoked": 0}
+        """Requests without a token, or with one that is none or no more, ever."""
 
     def load(self, tokens: Iterable[TokenRecord]) -> None:
         """Replace all that is known by `tokens`."""
@@ -159,9 +159,12 @@ class TokenAuthenticator:
         # The exact length is checked first so that a header of many kilobytes costs no hash.
         if len(header_value) == _TOKEN_LENGTH + 7 and header_value[:7].lower() == _SCHEME:
             found = self._known.get(hashlib.sha256(header_value[7:]).digest())
-            if found is not None and self.now_us() < found[1]:
-                return found[0]
-        self._refuse()
+            if found is not None:
+                if self.now_us() < found[1]:
+                    return found[0]
+                self._refuse(self._why_ended(found[0].token_id))
+                raise unauthorized()
+        self._refuse("unknown")
         raise unauthorized()
 
     def is_valid(self, token_id: str) -> bool:
@@ -175,14 +178,18 @@ class TokenAuthenticator:
             self._latest_us = now_us
         return self._latest_us
 
-    def _refuse(self) -> None:
-        self.refused += 1
+    def _why_ended(self, token_id: str) -> str:
+        revoked = any(record.token_id == token_id and record.revoked_us is not None for record in self._loaded)
+        return "revoked" if revoked else "expired"
+
+    def _refuse(self, why: str) -> None:
+        self.refused[why] += 1
         self._unlogged += 1
         now = self._clock.monotonic()
         if self._logged_at is None or now - self._logged_at >= REFUSALS_LOGGED_EVERY_S:
             log.warning(
                 "tokens refused: unknown, expired or revoked",
-                extra={"action": "token_refused", "requests": self._unlogged, "since_start": self.refused},
+                extra={"action": "token_refused", "requests": self._unlogged, "since_start": sum(self.refused.values())},
             )
             self._logged_at, self._unlogged = now, 0
 

@@ -93,8 +93,8 @@ class Watched:
     waiting_bytes: int = 0
     wire: Wire
 
-    def expire(self, verdict: Verdict) -> None:
-        """Do what was judged; may be called again at the next tick."""
+    def expire(self, verdict: Verdict) -> bool:
+        """Do what was judged, and return whether it ends the connection; may be called again at the next tick."""
         raise NotImplementedError
 
 
@@ -109,8 +109,8 @@ class Watch:
         self.deadlines = deadlines or Deadlines()
         self._tick_s = tick_s
         self.connections: set[Watched] = set()
-        self.expired = 0
-        """Connections ended by a deadline, ever."""
+        self.expired = {"head": 0, "body": 0, "idle": 0, "stall": 0}
+        """Connections ended by a deadline, ever, by the deadline."""
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -140,11 +140,11 @@ class Watch:
         connection.waiting_bytes = waiting
         if connection.since == 0.0:
             connection.since = now
+        phase = connection.phase
         verdict = self.deadlines.verdict(
-            connection.phase,
+            phase,
             age_s=now - connection.since,
             stalled_s=now - connection.stalled_since if connection.stalled_since else 0.0,
         )
-        if verdict is not None:
-            self.expired += 1
-            connection.expire(verdict)
+        if verdict is not None and connection.expire(verdict) and phase is not Phase.LEAVING:
+            self.expired["stall" if verdict is Verdict.ABORT else phase.value] += 1

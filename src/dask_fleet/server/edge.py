@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
+from typing import Any
 
 from dask_fleet.server.admission import Admission
 from dask_fleet.server.deadlines import Watch
@@ -29,6 +31,10 @@ class Edge:
     def __init__(self, admission: Admission, watch: Watch | None = None) -> None:
         self.admission = admission
         self.watch = watch or Watch()
+        self.requests_refused: Counter[str] = Counter()
+        """What was no request or over a limit, and so came to no application, ever, by the code of the problem."""
+        self.handshakes_failed = {"timeout": 0, "protocol": 0, "disconnect": 0}
+        """TLS handshakes that came to nothing, ever, by the reason."""
         self._made_from: list[tuple[bytes, bytes]] | None = None
         self._plain = self._secure = b""
 
@@ -39,6 +45,18 @@ class Edge:
             self._plain = b"".join(b"%s: %s\r\n" % header for header in (*defaults, *COMMON_HEADERS))
             self._secure = self._plain + TRANSPORT_SECURITY
         return self._secure if tls else self._plain
+
+    def figures(self) -> dict[str, Any]:
+        """Return what an operator sees of the edge. What ends in ``_total`` counts since the server's start."""
+        admission = self.admission
+        return {
+            "connections": admission.total,
+            "connections_total": admission.entered,
+            "connections_refused_total": dict(admission.refused),
+            "connections_timed_out_total": dict(self.watch.expired),
+            "requests_refused_total": dict(self.requests_refused),
+            "tls_handshakes_failed_total": dict(self.handshakes_failed),
+        }
 
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:

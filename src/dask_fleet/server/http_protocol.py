@@ -277,6 +277,7 @@ class FleetHTTPProtocol(HttpToolsProtocol, Watched):
 
     def _refuse(self, error: FleetError) -> None:
         """Answer what is no request, or one over a limit, and leave."""
+        self.edge.requests_refused[error.code] += 1
         cycle = self._unanswered()
         if cycle is not None:
             if self.phase is not Phase.BODY:
@@ -313,12 +314,12 @@ class FleetHTTPProtocol(HttpToolsProtocol, Watched):
 
     # ------------------------------------------------------------------ ends
 
-    def expire(self, verdict: Verdict) -> None:
+    def expire(self, verdict: Verdict) -> bool:
         """Do what the watch has judged."""
         if verdict is Verdict.ABORT:
             drop(self.transport)
         elif self.transport.is_closing():
-            return  # it is sending its last bytes
+            return False  # it is sending its last bytes
         elif verdict is Verdict.CLOSE:
             if self._unanswered() is not None:
                 self._last_request()  # a pipelined request is late: the one before it is still being answered
@@ -327,10 +328,12 @@ class FleetHTTPProtocol(HttpToolsProtocol, Watched):
         elif self._body_may_go_on():
             self.since = 0.0
             self._window_bytes = 0
+            return False
         elif self.cycle.response_complete:
             self.transport.close()
         else:
             self._refuse(RequestTimeout(f"the body was not complete after {self.edge.watch.deadlines.body_s:g} s"))
+        return True
 
     def _body_may_go_on(self) -> bool:
         cycle = self.cycle

@@ -167,9 +167,11 @@ FIXED_PATHS: dict[str, Any] = {
                             ),
                         },
                         "agents": {"type": "array", "items": {"type": "object"}},
-                    }
+                        "edge": ref("schemas", "Edge"),
+                    },
+                    optional=("edge",),
                 ),
-                "As of now.",
+                "As of now; `edge` for administrators only.",
             ),
             **problems(400, 401, 403, 421, 500),
         },

@@ -25,7 +25,40 @@ _FAILURE = object_of(
     optional=("type", "traceback", "errors", "peak_bytes"),
 )
 
+_COUNT = {"type": "integer", "minimum": 0}
+
+
+def _counts(*names: str) -> dict[str, Any]:
+    return object_of(dict.fromkeys(names, _COUNT))
+
+
+_EDGE = {
+    **object_of(
+        {
+            "connections": {**_COUNT, "description": "Open now, TLS handshakes among them."},
+            "connections_total": _COUNT,
+            "connections_refused_total": {
+                **_counts("peer", "server"),
+                "description": "By the limit they met: that of one address, or that of all.",
+            },
+            "connections_timed_out_total": {
+                **_counts("head", "body", "idle", "stall"),
+                "description": "Closed by a deadline; `idle` is how an unused connection ends.",
+            },
+            "requests_refused_total": {
+                "type": "object",
+                "additionalProperties": _COUNT,
+                "description": "What was no HTTP or over a limit of it, by the problem's code.",
+            },
+            "tls_handshakes_failed_total": _counts("timeout", "protocol", "disconnect"),
+            "tokens_refused_total": _counts("missing", "unknown", "expired", "revoked"),
+        }
+    ),
+    "description": "For administrators: what the server's edge sees. Names in `_total` count since its start.",
+}
+
 COMMON_SCHEMAS: dict[str, Any] = {
+    "Edge": _EDGE,
     "Job": object_of(
         {
             "job_id": JOB_ID,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from starlette.routing import BaseRoute
 
@@ -22,9 +24,18 @@ from dask_fleet.server.tokens import TokenBook
 
 
 def all_routes(
-    controller: Controller, *, sign_in: SignIn, tokens: TokenBook, needs_agent: bool, spool: Path | None = None
+    controller: Controller,
+    *,
+    sign_in: SignIn,
+    tokens: TokenBook,
+    needs_agent: bool,
+    spool: Path | None = None,
+    figures: Callable[[], dict[str, Any]] | None = None,
 ) -> list[BaseRoute]:
-    """Return every route of the router; calls of endpoints do not pass through it."""
+    """Return every route of the router; calls of endpoints do not pass through it.
+
+    `figures` tells what administrators see of the server's edge.
+    """
     return [
         *routes_jobs.routes(controller),
         *routes_results.routes(controller),
@@ -33,5 +44,5 @@ def all_routes(
         *routes_clusters.routes(controller),
         *routes_tokens.routes(tokens),
         *(routes_spool.routes(controller, spool=spool) if spool is not None else ()),
-        *routes_meta.routes(controller, sign_in=sign_in, needs_agent=needs_agent),
+        *routes_meta.routes(controller, sign_in=sign_in, needs_agent=needs_agent, figures=figures),
     ]

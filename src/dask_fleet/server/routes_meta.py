@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -26,15 +27,19 @@ from dask_fleet.server.signin import CODE_VALID_S, SignIn, set_cookie_header
 _MAX_CODE_CHARS = 100
 
 
-def routes(controller: Controller, *, sign_in: SignIn, needs_agent: bool) -> list[BaseRoute]:
+def routes(
+    controller: Controller, *, sign_in: SignIn, needs_agent: bool, figures: Callable[[], dict[str, Any]] | None = None
+) -> list[BaseRoute]:
     """Return the routes of the server itself.
 
     Parameters
     ----------
     needs_agent
         Whether ``/readyz`` waits for an agent that has every service loaded.
+    figures
+        Tells what administrators see of the server's edge.
     """
-    meta = _Meta(controller, sign_in, needs_agent=needs_agent)
+    meta = _Meta(controller, sign_in, needs_agent=needs_agent, figures=figures)
     return [
         Route("/healthz", Methods(GET=meta.healthy)),
         Route("/readyz", Methods(GET=meta.ready)),
@@ -79,10 +84,13 @@ def endpoint_document(service: str, endpoint: EndpointManifest) -> dict[str, Any
 
 
 class _Meta:
-    def __init__(self, controller: Controller, sign_in: SignIn, *, needs_agent: bool) -> None:
+    def __init__(
+        self, controller: Controller, sign_in: SignIn, *, needs_agent: bool, figures: Callable[[], dict[str, Any]] | None
+    ) -> None:
         self._controller = controller
         self._sign_in = sign_in
         self._needs_agent = needs_agent
+        self._figures = figures
         self._version = version("dask-fleet")
         # The manifest does not change while the server lives: both documents are made once, at their first request.
         self._services: _Fixed | None = None
@@ -141,6 +149,8 @@ class _Meta:
         query_of(request, ())
         status = self._controller.status(tenant=principal.tenant)
         status["paused"] = [{**each, "until": rfc3339(each.pop("until_us"))} for each in status["paused"]]
+        if self._figures is not None and Scope.ADMIN in principal.scopes:
+            status["edge"] = self._figures()
         return json_response({"version": self._version, **status})
 
     async def openapi(self, request: Request) -> Response:

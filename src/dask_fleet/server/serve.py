@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import cast
 
 import uvicorn
 import uvloop
@@ -42,6 +43,7 @@ from dask_fleet.server.routes import all_routes
 from dask_fleet.server.routes_spool import clear_drafts
 from dask_fleet.server.signin import SignIn
 from dask_fleet.server.tls import TLS, kept_fresh, make_tls
+from dask_fleet.server.tls_listener import Handshake, SecuredHTTPProtocol, TLSListener
 from dask_fleet.server.tokens import OPERATOR, TOKEN_FILE, TokenBook, ensure_tokens
 from dask_fleet.server.websocket_protocol import FleetWebSocketProtocol
 from dask_fleet.services.loader import load_manifest
@@ -52,8 +54,6 @@ LEDGER_FILE = "ledger.db"
 
 _AGENT_CHECK_S = 1.0
 _AGENT_STOP_S = 10.0
-HANDSHAKE_S = 10.0
-"""For a TLS handshake, and for its end."""
 BACKLOG = 2048
 _GC_THRESHOLD = 20_000
 """New objects between two collections, instead of 700: a call makes some dozens, hardly any in a cycle."""
@@ -141,11 +141,17 @@ async def _serve(settings: Settings, targets: list[str], parent: int | None) -> 
         live = LiveRequests()
         book = TokenBook(ledger, tokens, live)
         sign_in = SignIn(clock, is_valid=tokens.is_valid)
+        edge = Edge(Admission(max_connections=room_for_connections(), max_per_peer=settings.max_connections_per_peer))
         hosts = HostCheck((*settings.allowed_hosts, *answered_names(settings.host, tls)))
         app = FleetApp(
             controller,
             routes=all_routes(
-                controller, sign_in=sign_in, tokens=book, needs_agent=settings.agent, spool=data_dir / "spool"
+                controller,
+                sign_in=sign_in,
+                tokens=book,
+                needs_agent=settings.agent,
+                spool=data_dir / "spool",
+                figures=lambda: {**edge.figures(), "tokens_refused_total": dict(tokens.refused)},
             ),
             tokens=tokens,
             sign_in=sign_in,
@@ -178,7 +184,6 @@ async def _serve(settings: Settings, targets: list[str], parent: int | None) -> 
             hosts.allow(answered_names(settings.host, tls))
 
         await stack.enter_async_context(kept_fresh(tls, on_new_certificate))
-        edge = Edge(Admission(max_connections=room_for_connections(), max_per_peer=settings.max_connections_per_peer))
         await stack.enter_async_context(edge.watching())
         return await _run_uvicorn(
             app, controller, listener, text, edge=edge, tls=tls, drain_timeout_s=settings.drain_timeout_s
@@ -286,21 +291,20 @@ class _Uvicorn(uvicorn.Server):
         self.is_serving = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to serve. Unlike uvicorn's, with a deadline for TLS handshakes: our watch begins after them."""
+        """Begin to serve. Unlike uvicorn's, with TLS handshakes that are counted and have a deadline."""
         await self.lifespan.startup()
         loop = asyncio.get_running_loop()
         tls = self.config.ssl
-        self.servers = [
-            await loop.create_server(
-                functools.partial(FleetHTTPProtocol, self.config, self.server_state, {}, edge=self._edge),
-                sock=sock,
-                ssl=tls,
-                ssl_handshake_timeout=None if tls is None else HANDSHAKE_S,
-                ssl_shutdown_timeout=None if tls is None else HANDSHAKE_S,
-                backlog=BACKLOG,
-            )
-            for sock in sockets or ()
-        ]
+        if tls is None:
+            make = functools.partial(FleetHTTPProtocol, self.config, self.server_state, {}, edge=self._edge)
+            self.servers = [await loop.create_server(make, sock=sock, backlog=BACKLOG) for sock in sockets or ()]
+        else:
+
+            def secured(handshake: Handshake) -> FleetHTTPProtocol:
+                return SecuredHTTPProtocol(self.config, self.server_state, {}, edge=self._edge, handshake=handshake)
+
+            listeners = [TLSListener(sock, tls, secured, self._edge) for sock in sockets or ()]
+            self.servers = cast("list[asyncio.Server]", listeners)
         self.started = True
         self.is_serving.set()
 

@@ -29,6 +29,7 @@ class FleetWebSocketProtocol(WebSocketsSansIOProtocol, Watched):
             self._edge.admission.leave(None, self._peer)
         super().connection_lost(exc)
 
-    def expire(self, verdict: Verdict) -> None:  # noqa: ARG002 - there is but one end
+    def expire(self, verdict: Verdict) -> bool:  # noqa: ARG002 - there is but one end
         """Drop a peer that takes nothing any more; it dials again if it lives."""
         drop(self.transport)
+        return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from dask_fleet.server.body import BY_RATE, ClientDisconnectedError, read_body
 from dask_fleet.server.deadlines import Deadlines, Watch
 from dask_fleet.server.edge import Edge
 from dask_fleet.server.http_protocol import FleetHTTPProtocol
+from dask_fleet.server.listening import listen
+from dask_fleet.server.tls_listener import SecuredHTTPProtocol, TLSListener
 from dask_fleet.server.websocket_protocol import FleetWebSocketProtocol
 
 SHORT = Deadlines(head_s=0.4, body_s=0.6, body_bytes_per_s=1_000, idle_s=0.3, stall_s=0.6, leaving_s=0.3)
@@ -75,8 +78,14 @@ class EdgeRig:
     """``with EdgeRig() as rig``; a loop in a thread of its own serves while the block lasts."""
 
     def __init__(
-        self, deadlines: Deadlines = SHORT, *, max_connections: int = 1_000, max_per_peer: int = 500
+        self,
+        deadlines: Deadlines = SHORT,
+        *,
+        max_connections: int = 1_000,
+        max_per_peer: int = 500,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._tls = tls
         self.application = Application()
         self.edge = Edge(
             Admission(max_connections=max_connections, max_per_peer=max_per_peer), Watch(deadlines, tick_s=0.05)
@@ -114,14 +123,30 @@ class EdgeRig:
         config.load()
         state = ServerState()
         state.default_headers = [(b"date", b"now")]
-        server = await self._loop.create_server(
-            lambda: FleetHTTPProtocol(config, state, {}, edge=self.edge), "127.0.0.1", 0, backlog=512
-        )
-        self.port = server.sockets[0].getsockname()[1]
+        with listen("127.0.0.1", 0) as listener:
+            self.port = listener.getsockname()[1]
+            await self._serve_on(listener, config, state)
+
+    async def _serve_on(self, listener: socket.socket, config: uvicorn.Config, state: ServerState) -> None:
+        server: Any
+        if self._tls is None:
+            server = await self._loop.create_server(
+                lambda: FleetHTTPProtocol(config, state, {}, edge=self.edge), sock=listener, backlog=512
+            )
+        else:
+            server = TLSListener(
+                listener,
+                self._tls,
+                lambda handshake: SecuredHTTPProtocol(config, state, {}, edge=self.edge, handshake=handshake),
+                self.edge,
+                within_s=self.edge.watch.deadlines.head_s,
+            )
         async with self.edge.watching():
             self._ready.set()
             await self._stop.wait()
         server.close()
+        if self._tls is not None:
+            await server.wait_closed()
         for connection in list(state.connections):
             connection.transport.abort()
         tasks = list(state.tasks)
