@@ -24,6 +24,7 @@ from dask_fleet.agent.orphans import become_subreaper
 from dask_fleet.agent.outbox import Outbox
 from dask_fleet.agent.supervisor import Supervisor
 from dask_fleet.agent.uploads import Uploads
+from dask_fleet.agent.worker_environment import set_worker_environment
 from dask_fleet.agent.worker_process import SECRETS
 from dask_fleet.config.memory import memory_limit_bytes
 from dask_fleet.model.errors import SetupError
@@ -299,6 +300,7 @@ def run(options: AgentOptions) -> int:
         return exc.exit_code
     for name in SECRETS:
         os.environ.pop(name, None)  # nothing this process starts shall inherit a token
+    set_worker_environment(os.environ)
     try:
         become_subreaper()
     except OSError as exc:

@@ -35,6 +35,11 @@ def environment() -> dict[str, bool]:
 
 
 @service.endpoint()
+def variables(names: list[str]) -> dict[str, str | None]:
+    return {name: os.environ.get(name) for name in names}
+
+
+@service.endpoint()
 async def later(n: int) -> int:
     await asyncio.sleep(0)
     return n + 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
 from tests.integration.agent.conftest import Shared
 from tests.integration.agent.fake_server import until
 
+from dask_fleet.agent.worker_environment import WORKER_ENVIRONMENT
 from dask_fleet.model.failure import Cause
 from dask_fleet.model.states import AttemptState
 from dask_fleet.protocol.frames import SPOOL_ABOVE_BYTES
@@ -116,6 +118,12 @@ def test_progress_is_reported(one_thread: Shared) -> None:
 
 def test_workers_see_neither_token_nor_stdin(one_thread: Shared) -> None:
     assert one_thread.do(lambda server: server.value("environment")) == {"token": False, "stdin": True}
+
+
+def test_libraries_start_no_threads_of_their_own_and_freed_memory_is_given_back(one_thread: Shared) -> None:
+    names = sorted(WORKER_ENVIRONMENT)
+    found = one_thread.do(lambda server: server.value("variables", names=names))
+    assert found == {name: os.environ.get(name, WORKER_ENVIRONMENT[name]) for name in names}
 
 
 def test_a_few_attempts_more_than_slots_wait_their_turn(one_thread: Shared) -> None:
