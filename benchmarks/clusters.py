@@ -30,12 +30,13 @@ from typing import Any
 from distributed import Client, LocalCluster
 from distributed.comm import connect, listen
 
+from dask_fleet.agent.child_process import ChildProcess
 from dask_fleet.agent.clusters import member_process
 from dask_fleet.agent.clusters.authority import Authority, Role
-from dask_fleet.agent.clusters.child import ChildProcess, Forker
 from dask_fleet.agent.clusters.frames import Close, Join, Joined, Open, Released, decode_from_membership
 from dask_fleet.agent.clusters.schedulers import SchedulerLauncher, SchedulerProcess
 from dask_fleet.agent.clusters.security import MemberSecurity, client_security
+from dask_fleet.agent.forker import Forker
 
 TIMEOUT_S = 60.0
 WORKERS = 2
@@ -80,7 +81,8 @@ class Process:
 
 class Bench:
     def __init__(self, thread: ThreadPoolExecutor, scratch: str, measured: Measured) -> None:
-        self.launcher, self.forker = SchedulerLauncher(thread), Forker(thread)
+        self.forker = Forker(thread)
+        self.launcher = SchedulerLauncher(self.forker)
         self.scratch, self.measured = scratch, measured
         self.numbers = itertools.count()
 

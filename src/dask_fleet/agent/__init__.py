@@ -6,9 +6,9 @@
       │       └──── outbox            outcomes until they are acknowledged, on disk while disconnected
       └── supervisor ── attempts · deaths    what is running, when it is due, whose fault an end is (pure)
              └───────── processes     how many there are, what they have loaded
-                   ├─── workers       one handle a worker process (socket pair, last words)
+                   ├─── workers       one handle a worker process: child_process (socket pair, framing), last words
                    ├─── watch         memory and stops, by /proc
-                   └─── launcher      the forkserver; ends orphans
+                   └─── launcher      the forkserver (forker); ends orphans
     ─────────────────────────────── process boundary
     worker_process ── runner ── pool · event_loop · dask_runtime · job_clients
            └───────── capture ── output     what attempts write, into files

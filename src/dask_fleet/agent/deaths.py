@@ -79,8 +79,10 @@ def of_exit(code: int | None, *, last_bytes: int, peak_bytes: int, limit_bytes: 
     return Death(cause=Cause.WORKER_DIED, how=describe_exit(code))
 
 
-def describe_exit(code: int) -> str:
-    """Return words for how a process ended; a negative code is a signal's number."""
+def describe_exit(code: int | None) -> str:
+    """Return words for how a process ended: a negative code is a signal's number, none is its forkserver's death."""
+    if code is None:
+        return WITH_ITS_FORKSERVER.how
     if code >= 0:
         return f"ended with exit code {code}"
     try:

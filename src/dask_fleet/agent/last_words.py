@@ -48,6 +48,10 @@ class LastWords:
         left = _DRAINED_BYTES
         while left > 0 and (taken := self.listen(now)):
             left -= taken
+        self.close()
+
+    def close(self) -> None:
+        """Hear no more."""
         os.close(self._descriptor)
 
     def since(self, when: float) -> str:

@@ -7,20 +7,17 @@ import logging
 import multiprocessing
 import os
 import secrets
-import socket
-import sys
 import time
-import types
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 from dask_fleet.agent import forked, worker_process
+from dask_fleet.agent.forker import Forker
 from dask_fleet.agent.last_words import LastWords
 from dask_fleet.agent.orphans import end_marked, end_orphans, folder_mark
+from dask_fleet.agent.worker_frames import decode_from_worker
 from dask_fleet.agent.workers import WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -37,10 +34,9 @@ class Launcher:
         self._folder = folder_mark(data_dir)
         self._spool = spool
         self._logs = logs
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(forked.PRELOAD)
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="launcher")
-        """Whatever else forks from the same forkserver must do it on this thread, see `forked`."""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="launcher")
+        self.forker = Forker(self._thread)
+        """Whatever else forks in this process must do it by this one, see `forked`."""
 
     @property
     def forkserver_pid(self) -> int | None:
@@ -61,32 +57,37 @@ class Launcher:
         OSError, EOFError
             If the forkserver died meanwhile or the host has no process left to give.
         """
-        loop = asyncio.get_running_loop()
-        token = secrets.token_hex(4)
-        ours, theirs = socket.socketpair()
+        options = worker_process.WorkerOptions(
+            name=self._name,
+            nthreads=self._nthreads,
+            spool=self._spool,
+            logs=self._logs,
+            token=secrets.token_hex(4),
+            folder=self._folder,
+            for_lease=for_lease,
+        )
         hears, speaks = multiprocessing.Pipe(duplex=False)
-        try:
-            ours.setblocking(False)  # noqa: FBT003
-            process = await loop.run_in_executor(self.thread, self._fork, theirs, speaks, token, for_lease)
+        with hears, speaks:
             words = LastWords(os.dup(hears.fileno()))
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            for end in (theirs, hears, speaks):
-                end.close()
-        name = f"{self._name}-{process.pid}"
+            try:
+                child = await self.forker.fork(
+                    worker_process.main, speaks, options, name="worker", decode=decode_from_worker
+                )
+            except BaseException:
+                words.close()
+                raise
         return WorkerProcess(
-            process, ours, words, name=name, token=token, nthreads=self._nthreads, alone=alone, for_lease=for_lease
+            child, words, name=f"{self._name}-{child.pid}", token=options.token, nthreads=self._nthreads, alone=alone,
+            for_lease=for_lease,
         )
 
     async def end_orphans(self) -> int:
         """Kill what ended worker processes have left; return how much there was. Again until there is nothing."""
-        return await asyncio.get_running_loop().run_in_executor(self.thread, self._end_orphans)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._end_orphans)
 
     def end_predecessors_orphans(self) -> None:
         """Kill what worker processes of an earlier agent of this folder have left."""
-        self.thread.submit(self._end_marked)
+        self._thread.submit(self._end_marked)
 
     def close(self) -> None:
         """End the forkserver; all workers must have ended. Blocks."""
@@ -97,31 +98,10 @@ class Launcher:
             while self._end_orphans() and time.monotonic() < until:
                 time.sleep(0.005)
 
-        self.thread.submit(stop)
-        self.thread.shutdown(wait=True)
+        self._thread.submit(stop)
+        self._thread.shutdown(wait=True)
 
     # ------------------------------------------------------------------ on the launcher's thread
-
-    def _fork(self, channel: socket.socket, words: Connection, token: str, for_lease: bool) -> ForkServerProcess:  # noqa: FBT001
-        options = worker_process.WorkerOptions(
-            name=self._name,
-            nthreads=self._nthreads,
-            spool=self._spool,
-            logs=self._logs,
-            token=token,
-            folder=self._folder,
-            for_lease=for_lease,
-        )
-        process = self._context.Process(target=worker_process.main, args=(channel, words, options), name="worker")
-        # A child imports the main module of its parent, to find what it defines; ours defines nothing a worker needs.
-        main = sys.modules["__main__"]
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        try:
-            process.start()
-        finally:
-            sys.modules["__main__"] = main
-        forked.remember(process.pid or 0)
-        return process
 
     def _end_orphans(self) -> int:
         living = forked.living()

@@ -19,6 +19,7 @@ from typing import Any
 from dask_fleet.agent import parentage
 from dask_fleet.agent.clusters import member_process
 from dask_fleet.agent.clusters.frames import Join, Leave, Renew
+from dask_fleet.agent.framing import FrameBuffer
 from dask_fleet.agent.orphans import MARK
 from dask_fleet.agent.worker_frames import decode_for_worker
 from dask_fleet.protocol.cluster_frames import JobCluster
@@ -143,19 +144,12 @@ def _serve(channel: socket.socket, options: WorkerOptions) -> None:
         recorder=recorder,
         worker=f"{options.name}-{os.getpid()}",
     )
-    buffer = bytearray()
+    frames = FrameBuffer(decode_for_worker)
     while True:
         data = channel.recv(_RECEIVE_BYTES)
         if not data:
             raise EOFError
-        buffer += data
-        start = 0
-        while len(buffer) - start >= 4:
-            end = start + 4 + int.from_bytes(buffer[start : start + 4], "big")
-            if len(buffer) < end:
-                break
-            frame = decode_for_worker(memoryview(buffer)[start + 4 : end])
-            start = end
+        for frame in frames.take(data):
             if isinstance(frame, Start):
                 runner.start(frame)
             elif isinstance(frame, Cancel):
@@ -170,7 +164,6 @@ def _serve(channel: socket.socket, options: WorkerOptions) -> None:
                 memberships.handle(frame)
             elif isinstance(frame, Stop):
                 return
-        del buffer[:start]
 
 
 def _load(load: Load, runner: Any) -> Loaded:

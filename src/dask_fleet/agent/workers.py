@@ -1,30 +1,19 @@
-"""Worker processes, seen from the agent: spoken to over a socket pair."""
+"""Worker processes, seen from the agent: what each has loaded, carries and may yet take."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
-import logging
-import os
-import signal
-import socket
-import termios
 from collections.abc import Callable
-from multiprocessing.context import ForkServerProcess
+from functools import partial
 
-from dask_fleet.agent import forked
 from dask_fleet.agent.attempts import Attempt, AttemptKey
+from dask_fleet.agent.child_process import ChildProcess
 from dask_fleet.agent.deaths import Death
 from dask_fleet.agent.last_words import LastWords
 from dask_fleet.agent.vitals import KILL_AT, Vitals
-from dask_fleet.agent.worker_frames import FromWorker, decode_from_worker
+from dask_fleet.agent.worker_frames import FromWorker
 from dask_fleet.model.placement import MAX_ATTEMPTS
-from dask_fleet.protocol.frames import Frame, Load, Start, encode_prefixed
-
-log = logging.getLogger(__name__)
-
-_RECEIVE_BYTES = 1 << 18
+from dask_fleet.protocol.frames import Frame, Load, Start
 
 
 class WorkerProcess:
@@ -36,8 +25,7 @@ class WorkerProcess:
 
     def __init__(
         self,
-        process: ForkServerProcess,
-        channel: socket.socket,
+        child: ChildProcess[FromWorker],
         words: LastWords,
         *,
         name: str,
@@ -49,7 +37,7 @@ class WorkerProcess:
         self.name = name
         self.nthreads = nthreads
         self._most_attempts = max(MAX_ATTEMPTS, nthreads)
-        self.pid = process.pid or 0
+        self.pid = child.pid
         self.attempts: dict[AttemptKey, Attempt] = {}
         self.versions: dict[str, str] | None = None
         """What it has loaded; ``None`` before it has said so."""
@@ -78,14 +66,8 @@ class WorkerProcess:
         self.words = words
         self.token = token
         """What the names of its spool files begin with."""
-        self._process = process
-        self._channel = channel
-        self._received = bytearray()
-        self._unsent = bytearray()
+        self._child = child
         self._loop = asyncio.get_running_loop()
-        self._ended = False
-        self._on_frame: Callable[[WorkerProcess, FromWorker], None] | None = None
-        self._on_exit: Callable[[WorkerProcess, int | None], None] | None = None
 
     def watch(
         self,
@@ -93,17 +75,13 @@ class WorkerProcess:
         on_exit: Callable[[WorkerProcess, int | None], None],
     ) -> None:
         """Begin to listen."""
-        self._on_frame, self._on_exit = on_frame, on_exit
-        self._loop.add_reader(self._channel.fileno(), self._readable)
         self._loop.add_reader(self.words.fileno(), self._listen)
-        # The pipe from the forkserver, not the end of the socket pair, says that it has ended: what the user's code has
-        # forked may hold the socket open.
-        self._loop.add_reader(self._process.sentinel, self._exited)
+        self._child.watch(partial(on_frame, self), partial(self._exited, on_exit))
 
     @property
     def ended(self) -> bool:
         """Whether it is no more."""
-        return self._ended
+        return self._child.ended
 
     @property
     def load(self) -> int:
@@ -149,118 +127,22 @@ class WorkerProcess:
         self.send(Load(targets))
 
     def send(self, frame: Frame) -> None:
-        """Send a frame; what the socket does not take now follows when it can."""
-        data = encode_prefixed(frame)
-        if self._unsent:
-            self._unsent += data
-            return
-        try:
-            sent = self._channel.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            return  # it has died; its exit is about to be noticed
-        if sent < len(data):
-            self._unsent += data[sent:]
-            self._loop.add_writer(self._channel.fileno(), self._writable)
+        """Send a frame; what the socket does not take now follows when it can. To a dead process it is lost."""
+        self._child.send(frame)
 
     def kill(self, death: Death | None = None) -> None:
         """Kill it together with what it has started; its exit is reported as any other. The first `death` told counts."""
-        if self._ended:
+        if self.ended:
             return
         self.retiring, self.death = True, self.death or death
-        for kill in (os.killpg, os.kill):  # its group does not exist before it has made it
-            try:
-                kill(self.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                continue
-
-    def _writable(self) -> None:
-        try:
-            sent = self._channel.send(self._unsent)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._unsent.clear()
-            sent = 0
-        del self._unsent[:sent]
-        if not self._unsent:
-            self._loop.remove_writer(self._channel.fileno())
-
-    def _readable(self) -> None:
-        try:
-            data = self._channel.recv(_RECEIVE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._loop.remove_reader(self._channel.fileno())
-            return
-        self._take(data)
+        self._child.kill()
 
     def _listen(self) -> None:
         if not self.words.listen(self._loop.time()):
             self._loop.remove_reader(self.words.fileno())
 
-    def _take(self, data: bytes) -> None:
-        buffer: bytes | bytearray = data
-        if self._received:
-            self._received += data
-            buffer = self._received
-        start, size = 0, len(buffer)
-        with memoryview(buffer) as view:
-            while size - start >= 4:
-                end = start + 4 + int.from_bytes(view[start : start + 4], "big")
-                if end > size:
-                    break
-                frame = decode_from_worker(view[start + 4 : end])
-                start = end
-                if self._on_frame is not None:
-                    self._on_frame(self, frame)
-        if buffer is self._received:
-            del self._received[:start]
-        elif start < size:
-            self._received += data[start:]
-
-    def _exited(self) -> None:
-        """The forkserver tells its exit code, or is dead itself, and then so is the worker."""
-        self._loop.remove_reader(self._process.sentinel)
-        self._drain()
+    def _exited(self, on_exit: Callable[[WorkerProcess, int | None], None], code: int | None) -> None:
         self._loop.remove_reader(self.words.fileno())
         self.words.drain(self._loop.time())
-        code = _exit_code(self._process)
         self.vitals.close()
-        self._ended = True
-        self._loop.remove_reader(self._channel.fileno())
-        self._loop.remove_writer(self._channel.fileno())
-        self._channel.close()
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)  # what the user's code has started must not outlive it
-        self._process.join(0)
-        self._process.close()
-        forked.forget(self.pid)
-        if self._on_exit is not None:
-            self._on_exit(self, code)
-
-    def _drain(self) -> None:
-        """Take what it sent before it ended: an outcome that is here is no loss."""
-        while True:
-            try:
-                data = self._channel.recv(_RECEIVE_BYTES)
-            except OSError:
-                return
-            if not data:
-                return
-            self._take(data)
-
-
-def _exit_code(process: ForkServerProcess) -> int | None:
-    """Return the code that the forkserver has told; ``None`` if it died before.
-
-    ``multiprocessing`` makes 255 of the latter, which a function can leave with, too: so look whether anything was told.
-    """
-    told = bytearray(4)
-    fcntl.ioctl(process.sentinel, termios.FIONREAD, told)
-    code = process.exitcode
-    return code if any(told) else None
+        on_exit(self, code)

@@ -14,8 +14,8 @@ from typing import Any
 from tests.integration.agent.fake_server import PATIENCE_S, until
 
 from dask_fleet.agent import worker_process
+from dask_fleet.agent.child_process import ChildProcess
 from dask_fleet.agent.clusters.authority import Authority, Role
-from dask_fleet.agent.clusters.child import ChildProcess, Forker
 from dask_fleet.agent.clusters.frames import Join, Joined, Open
 from dask_fleet.agent.clusters.schedulers import SchedulerLauncher, SchedulerProcess
 from dask_fleet.agent.launcher import Launcher
@@ -57,7 +57,7 @@ class Drivers:
         self.exited = False
         self._version = ""
         self._scratch = scratch
-        self._schedulers = SchedulerLauncher(launcher.thread)
+        self._schedulers = SchedulerLauncher(launcher.forker)
         self._seq = 0
         self._joined: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -182,11 +182,11 @@ async def drivers(folder: Path, *, nthreads: int = 2) -> AsyncIterator[Drivers]:
     for name in ("spool", "logs", "scratch"):
         (folder / name).mkdir(parents=True)
     launcher = Launcher(name="test", nthreads=nthreads, data_dir=folder, spool=folder / "spool", logs=folder / "logs")
-    forker = Forker(launcher.thread)
+    forker = launcher.forker
     members: list[ChildProcess[Any]] = []
     worker: WorkerProcess | None = None
     rig = Drivers(launcher, members, folder / "scratch")
-    gone: list[str] = []
+    gone: list[int | None] = []
     try:
         for _ in range(2):
             options = worker_process.WorkerOptions(

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 from distributed import Client
 
+from dask_fleet.agent.child_process import ChildProcess
 from dask_fleet.agent.clusters import member_process
 from dask_fleet.agent.clusters.authority import Authority, Role
-from dask_fleet.agent.clusters.child import ChildProcess, Forker
 from dask_fleet.agent.clusters.frames import (
     AgentBoundFromMembership,
     Close,
@@ -32,6 +32,8 @@ from dask_fleet.agent.clusters.frames import (
 )
 from dask_fleet.agent.clusters.schedulers import SchedulerLauncher, SchedulerProcess
 from dask_fleet.agent.clusters.security import client_security
+from dask_fleet.agent.deaths import describe_exit
+from dask_fleet.agent.forker import Forker
 
 T = TypeVar("T")
 PATIENCE_S = 60.0
@@ -56,8 +58,8 @@ class WorkerProcess:
         self.frames.append(frame)
         self._news.set()
 
-    def _on_exit(self, how: str) -> None:
-        self.exit = how
+    def _on_exit(self, code: int | None) -> None:
+        self.exit = describe_exit(code)
         self._news.set()
 
     async def until(self, true: Callable[[], T]) -> T:
@@ -127,8 +129,8 @@ class Site:
     def __init__(self, scratch: Path, thread: ThreadPoolExecutor) -> None:
         self.scratch = scratch
         self.numbers = itertools.count()
-        self.launcher = SchedulerLauncher(thread)
         self.forker = Forker(thread)
+        self.launcher = SchedulerLauncher(self.forker)
         self.processes: list[WorkerProcess] = []
         self.schedulers: list[SchedulerProcess] = []
 

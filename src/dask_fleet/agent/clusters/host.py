@@ -90,7 +90,7 @@ class ClusterHost:
         self._scratch = Scratch(data_dir)
         self._targets: Sequence[str] = ()
         self._loop = asyncio.get_running_loop()
-        self._scheduler_launcher = SchedulerLauncher(launcher.thread, launcher.folder)
+        self._scheduler_launcher = SchedulerLauncher(launcher.forker, launcher.folder)
         self._schedulers: Spares[SchedulerProcess] = Spares(
             self._make_scheduler,
             keep=spares,

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from dask_fleet.agent.clusters.child import FrameBuffer
 from dask_fleet.agent.clusters.frames import Close, Join, Leave, Renew, decode_for_member_process
+from dask_fleet.agent.framing import FrameBuffer
 from dask_fleet.protocol.frames import Frame, Load, Loaded, Stop, encode_prefixed
 
 _RECEIVE_BYTES = 1 << 18

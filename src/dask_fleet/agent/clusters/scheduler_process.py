@@ -13,7 +13,6 @@ import sys
 import time
 from typing import Any
 
-from dask_fleet.agent.clusters.child import FrameBuffer
 from dask_fleet.agent.clusters.frames import (
     Close,
     Closed,
@@ -27,6 +26,7 @@ from dask_fleet.agent.clusters.frames import (
     Spare,
     decode_for_scheduler,
 )
+from dask_fleet.agent.framing import FrameBuffer
 from dask_fleet.protocol.frames import Frame, encode_prefixed
 from dask_fleet.services.provided import provide
 
@@ -163,7 +163,7 @@ class _Process:
         data = await asyncio.get_running_loop().sock_recv(self._channel, _RECEIVE_BYTES)
         if not data:
             raise EOFError
-        return self._frames.take(data)
+        return list(self._frames.take(data))
 
     async def _send(self, frame: Frame) -> None:
         await asyncio.get_running_loop().sock_sendall(self._channel, encode_prefixed(frame))

@@ -6,11 +6,10 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable
-from concurrent.futures import Executor
 from typing import Any
 
+from dask_fleet.agent.child_process import ChildProcess
 from dask_fleet.agent.clusters import scheduler_process
-from dask_fleet.agent.clusters.child import ChildProcess, Forker
 from dask_fleet.agent.clusters.credentials import Credentials
 from dask_fleet.agent.clusters.frames import (
     AgentBoundFromScheduler,
@@ -26,6 +25,8 @@ from dask_fleet.agent.clusters.frames import (
     Spare,
     decode_from_scheduler,
 )
+from dask_fleet.agent.deaths import describe_exit
+from dask_fleet.agent.forker import Forker
 
 log = logging.getLogger(__name__)
 
@@ -162,8 +163,8 @@ class SchedulerProcess:
         elif isinstance(frame, Closed):
             self._reason = frame.reason
 
-    def _exited(self, how: str) -> None:
-        how = self._reason or how
+    def _exited(self, code: int | None) -> None:
+        how = self._reason or describe_exit(code)
         self._fail(SchedulerFailed(f"the scheduler process has ended: {how}"))
         self._gone.set_result(how)
         self.on_exit(how)
@@ -180,14 +181,14 @@ class SchedulerLauncher:
 
     Parameters
     ----------
-    thread
-        The executor that all forks of this process share, see `Forker`.
+    forker
+        The one by which all of this process fork.
     folder
         What stands for the agent's data folder in the environment of its processes.
     """
 
-    def __init__(self, thread: Executor, folder: str = "") -> None:
-        self._forker = Forker(thread)
+    def __init__(self, forker: Forker, folder: str = "") -> None:
+        self._forker = forker
         self._folder = folder
 
     async def launch(self) -> SchedulerProcess:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dask
+import msgspec
 import pytest
 
 from dask_fleet.agent.clusters import dask_config
 from dask_fleet.agent.clusters.authority import Authority, Role
-from dask_fleet.agent.clusters.child import FrameBuffer
 from dask_fleet.agent.clusters.frames import Close, Join, Leave, Open, decode_for_member_process, decode_for_scheduler
+from dask_fleet.agent.framing import FrameBuffer
 from dask_fleet.protocol.frames import encode_prefixed
 
 CREDENTIALS = Authority("c").issue(Role.WORKER)
@@ -32,7 +33,17 @@ def test_a_worker_process_understands_memberships_and_its_own_end() -> None:
         nthreads=1, memory_limit=0, local_directory="/tmp", resources={"GPU": 1.0},
     )
     buffer = FrameBuffer(decode_for_member_process)
-    assert buffer.take(b"".join(map(encode_prefixed, [join, Leave("m"), Close("x")]))) == [join, Leave("m"), Close("x")]
+    told = [join, Leave("m"), Close("x")]
+    assert list(buffer.take(b"".join(map(encode_prefixed, told)))) == told
+
+
+def test_what_is_no_frame_is_told_after_those_before_it() -> None:
+    buffer = FrameBuffer(decode_for_member_process)
+    frames = buffer.take(encode_prefixed(Leave("m")) + b"\0\0\0\1\xc1" + encode_prefixed(Leave("n")))
+    assert next(frames) == Leave("m")
+    with pytest.raises(msgspec.MsgspecError):
+        next(frames)
+    assert list(buffer.take(b"")) == [Leave("n")]
 
 
 @pytest.mark.parametrize(
