@@ -37,6 +37,16 @@ class FleetError(Exception):
     title: ClassVar[str] = "Internal error"
     retryable: ClassVar[bool] = False
 
+    def __init_subclass__(
+        cls, *, code: str | None = None, status: int | None = None, title: str | None = None, retryable: bool | None = None
+    ) -> None:
+        """A kind of it; what is not given is as its parent has it."""
+        super().__init_subclass__()
+        cls.code = cls.code if code is None else code
+        cls.status = cls.status if status is None else status
+        cls.title = cls.title if title is None else title
+        cls.retryable = cls.retryable if retryable is None else retryable
+
     def __init__(self, detail: str = "", *, retry_after_s: float | None = None, **extra: Any) -> None:
         """`detail` is for people; `extra` becomes members of the problem document and must be JSON-able."""
         super().__init__(detail or self.title)
@@ -45,254 +55,134 @@ class FleetError(Exception):
         self.extra = extra
 
 
-class RequestError(FleetError):
+class RequestError(FleetError, code="bad_request", status=400, title="Bad request"):
     """The request is at fault; repeating it unchanged will fail again."""
-
-    code = "bad_request"
-    status = 400
-    title = "Bad request"
 
 
 class BadRequest(RequestError):
     """A header, query parameter or path is malformed; the detail names it."""
 
 
-class BadJSON(RequestError):
+class BadJSON(RequestError, code="bad_json", title="Malformed JSON"):
     """The body is not JSON as RFC 8259 and I-JSON (RFC 7493) have it, or passes our depth and node limits."""
 
-    code = "bad_json"
-    title = "Malformed JSON"
 
-
-class InvalidParameters(RequestError):
+class InvalidParameters(RequestError, code="invalid_parameters", status=422, title="Invalid parameters"):
     """The parameters do not fit the endpoint's schema; ``errors`` names each field."""
 
-    code = "invalid_parameters"
-    status = 422
-    title = "Invalid parameters"
 
-
-class IdempotencyMismatch(RequestError):
+class IdempotencyMismatch(
+    RequestError, code="idempotency_mismatch", status=422, title="Idempotency-Key reused with another request"
+):
     """The Idempotency-Key was used before with another request."""
 
-    code = "idempotency_mismatch"
-    status = 422
-    title = "Idempotency-Key reused with another request"
 
-
-class BodyTooLarge(RequestError):
+class BodyTooLarge(RequestError, code="body_too_large", status=413, title="Body too large"):
     """The body is over the limit."""
 
-    code = "body_too_large"
-    status = 413
-    title = "Body too large"
 
-
-class UnsupportedMediaType(RequestError):
+class UnsupportedMediaType(RequestError, code="unsupported_media_type", status=415, title="Unsupported media type"):
     """Parameters travel as application/json, unencoded."""
 
-    code = "unsupported_media_type"
-    status = 415
-    title = "Unsupported media type"
 
-
-class RequestTimeout(RequestError):
+class RequestTimeout(RequestError, code="request_timeout", status=408, title="The request took too long", retryable=True):
     """The body did not arrive in time; the connection is closed. Send it faster, or in smaller parts."""
 
-    code = "request_timeout"
-    status = 408
-    title = "The request took too long"
-    retryable = True
 
-
-class HeadersTooLarge(RequestError):
+class HeadersTooLarge(RequestError, code="headers_too_large", status=431, title="Request header fields too large"):
     """Request line and headers are too large or too many."""
 
-    code = "headers_too_large"
-    status = 431
-    title = "Request header fields too large"
 
-
-class Unauthorized(RequestError):
+class Unauthorized(RequestError, code="unauthorized", status=401, title="A valid token is needed"):
     """No token, or one that is unknown, expired or revoked: the answer does not say which."""
 
-    code = "unauthorized"
-    status = 401
-    title = "A valid token is needed"
 
-
-class Forbidden(RequestError):
+class Forbidden(RequestError, code="forbidden", status=403, title="Forbidden"):
     """The token lacks a scope, or a browser request comes from another site."""
 
-    code = "forbidden"
-    status = 403
-    title = "Forbidden"
 
-
-class HostNotAllowed(RequestError):
+class HostNotAllowed(RequestError, code="host_not_allowed", status=421, title="Misdirected request"):
     """The Host header names a host this server does not answer for (protects from DNS rebinding)."""
 
-    code = "host_not_allowed"
-    status = 421
-    title = "Misdirected request"
 
-
-class NotFound(RequestError):
+class NotFound(RequestError, code="not_found", status=404, title="Not found"):
     """No such service, endpoint, job, cursor or page; also what belongs to another tenant."""
 
-    code = "not_found"
-    status = 404
-    title = "Not found"
 
-
-class MethodNotAllowed(RequestError):
+class MethodNotAllowed(RequestError, code="method_not_allowed", status=405, title="Method not allowed"):
     """The path exists, but not with this method."""
 
-    code = "method_not_allowed"
-    status = 405
-    title = "Method not allowed"
 
-
-class NotAcceptable(RequestError):
+class NotAcceptable(RequestError, code="not_acceptable", status=406, title="Not acceptable"):
     """The result has no form that the Accept header allows; ``available`` lists what there is."""
 
-    code = "not_acceptable"
-    status = 406
-    title = "Not acceptable"
 
-
-class PreconditionFailed(RequestError):
+class PreconditionFailed(RequestError, code="precondition_failed", status=412, title="Precondition failed"):
     """The result is not the one that the If-Match header names; GET it again without the header."""
 
-    code = "precondition_failed"
-    status = 412
-    title = "Precondition failed"
 
-
-class RangeNotSatisfiable(RequestError):
+class RangeNotSatisfiable(RequestError, code="range_not_satisfiable", status=416, title="Range not satisfiable"):
     """The Range header lies outside the result."""
 
-    code = "range_not_satisfiable"
-    status = 416
-    title = "Range not satisfiable"
 
-
-class Conflict(RequestError):
+class Conflict(RequestError, code="conflict", status=409, title="Conflict"):
     """The job is in a state in which this cannot be done; ``job_status`` names the state."""
 
-    code = "conflict"
-    status = 409
-    title = "Conflict"
 
-
-class ResultExpired(RequestError):
+class ResultExpired(RequestError, code="result_expired", status=410, title="Result expired"):
     """The result was kept as long as the endpoint's ``cache`` says and is gone; POST the request again."""
 
-    code = "result_expired"
-    status = 410
-    title = "Result expired"
 
-
-class QuotaExceeded(RequestError):
+class QuotaExceeded(RequestError, code="quota_exceeded", status=429, title="Quota exceeded"):
     """The user has as much as the server allows; give something back, or ask who runs the server for more."""
 
-    code = "quota_exceeded"
-    status = 429
-    title = "Quota exceeded"
 
-
-class ClusterImpossible(RequestError):
+class ClusterImpossible(RequestError, code="cluster_impossible", status=422, title="No such cluster can be had"):
     """No agent that there is could ever give what the cluster asks for; the message says what there is."""
 
-    code = "cluster_impossible"
-    status = 422
-    title = "No such cluster can be had"
 
-
-class ClusterFailed(RequestError):
+class ClusterFailed(RequestError, code="cluster_failed", status=409, title="The cluster could not be had"):
     """The cluster was recorded, but could not be brought up; the message says why, and nothing of it is left running."""
 
-    code = "cluster_failed"
-    status = 409
-    title = "The cluster could not be had"
 
-
-class VersionMismatch(RequestError):
+class VersionMismatch(RequestError, code="version_mismatch", status=409, title="Versions do not match"):
     """Python or ``distributed`` of caller and clusters differ so that Dask would fail; ``mismatched`` lists both."""
 
-    code = "version_mismatch"
-    status = 409
-    title = "Versions do not match"
 
-
-class CapacityError(FleetError):
+class CapacityError(FleetError, retryable=True, status=503, code="unavailable", title="Unavailable"):
     """Nothing is wrong with the request; come back after ``Retry-After``."""
 
-    retryable = True
-    status = 503
-    code = "unavailable"
-    title = "Unavailable"
 
-
-class QueueFull(CapacityError):
+class QueueFull(CapacityError, code="queue_full", status=429, title="The queue is full"):
     """More jobs are queued than the server's ``max_queued``."""
 
-    code = "queue_full"
-    status = 429
-    title = "The queue is full"
 
-
-class Draining(CapacityError):
+class Draining(CapacityError, code="draining", title="Shutting down"):
     """The server is shutting down and takes no new work."""
 
-    code = "draining"
-    title = "Shutting down"
 
-
-class LedgerUnavailable(CapacityError):
+class LedgerUnavailable(CapacityError, code="ledger_unavailable", title="The ledger is unavailable"):
     """The ledger cannot be written now; nothing was accepted."""
 
-    code = "ledger_unavailable"
-    title = "The ledger is unavailable"
 
-
-class SpoolFull(CapacityError):
+class SpoolFull(CapacityError, code="spool_full", status=507, title="No room for the result"):
     """There is no room for a result that an agent uploads; it keeps it and tries again."""
 
-    code = "spool_full"
-    status = 507
-    title = "No room for the result"
 
-
-class LedgerFull(LedgerUnavailable):
+class LedgerFull(LedgerUnavailable, code="ledger_full", status=507, title="The ledger is full"):
     """The ledger's disk is full; nothing was accepted. It goes on by itself once there is room."""
 
-    code = "ledger_full"
-    status = 507
-    title = "The ledger is full"
 
-
-class TooManyConnections(CapacityError):
+class TooManyConnections(CapacityError, code="too_many_connections", title="Too many connections"):
     """The caller's address, or all together, have as many connections as the server takes; close some or use them again."""
 
-    code = "too_many_connections"
-    title = "Too many connections"
 
-
-class AgentUnreachable(CapacityError):
+class AgentUnreachable(CapacityError, code="agent_unreachable", status=504, title="The agent does not answer"):
     """The agent that must do it is not connected, or did not answer in time; it may come back any moment."""
 
-    code = "agent_unreachable"
-    status = 504
-    title = "The agent does not answer"
 
-
-class JobError(FleetError):
+class JobError(FleetError, code="job_failed", status=409, title="The job has no result"):
     """The job ended without a result. ``failure`` is the failure document of the job, if any."""
-
-    code = "job_failed"
-    status = 409
-    title = "The job has no result"
 
     @property
     def failure(self) -> dict[str, Any] | None:
@@ -300,108 +190,68 @@ class JobError(FleetError):
         return self.extra.get("failure")
 
 
-class JobFailed(JobError):
+class JobFailed(JobError, title="The job failed"):
     """The job failed; ``cause`` says how (``exception``, ``timeout``, ``invalid_parameters``, …)."""
 
-    title = "The job failed"
 
-
-class JobCancelled(JobError):
+class JobCancelled(JobError, code="job_cancelled", title="The job was cancelled"):
     """The job was cancelled."""
 
-    code = "job_cancelled"
-    title = "The job was cancelled"
 
-
-class JobExpired(JobError):
+class JobExpired(JobError, code="job_expired", title="The job expired"):
     """The job's deadline passed before it ran."""
 
-    code = "job_expired"
-    title = "The job expired"
 
-
-class SetupError(FleetError):
+class SetupError(FleetError, code="setup_error", title="Cannot start"):
     """Something is wrong before work can begin; the message names the cure, the process exits with ``exit_code``."""
 
-    code = "setup_error"
-    title = "Cannot start"
     exit_code: ClassVar[int] = 1
 
+    def __init_subclass__(cls, *, exit_code: int | None = None, **said: Any) -> None:
+        """A kind of it; `exit_code` as its parent has it, if not given."""
+        super().__init_subclass__(**said)
+        if exit_code is not None:
+            cls.exit_code = exit_code
 
-class ConfigError(SetupError):
+
+class ConfigError(SetupError, code="config_error", title="Bad configuration", exit_code=2):
     """A setting is unknown or malformed."""
 
-    code = "config_error"
-    title = "Bad configuration"
-    exit_code = 2
 
-
-class ServiceDefinitionError(SetupError):
+class ServiceDefinitionError(SetupError, code="service_definition_error", title="The service cannot be described"):
     """A service says something a manifest cannot express; names function and parameter."""
 
-    code = "service_definition_error"
-    title = "The service cannot be described"
 
-
-class ServiceImportError(SetupError):
+class ServiceImportError(SetupError, code="service_import_error", title="The service cannot be imported"):
     """A service's module cannot be imported; names file and line."""
 
-    code = "service_import_error"
-    title = "The service cannot be imported"
 
-
-class LedgerInUse(SetupError):
+class LedgerInUse(SetupError, code="ledger_in_use", title="The ledger is in use"):
     """Another server has this data folder open."""
 
-    code = "ledger_in_use"
-    title = "The ledger is in use"
 
-
-class LedgerTooNew(SetupError):
+class LedgerTooNew(SetupError, code="ledger_too_new", title="The ledger is too new"):
     """The ledger was written by a newer Fleet; install that version or restore a backup."""
 
-    code = "ledger_too_new"
-    title = "The ledger is too new"
 
-
-class BindRefused(SetupError):
+class BindRefused(SetupError, code="bind_refused", title="Refused to listen there", exit_code=78):
     """The bind address would expose the server without TLS (exit code 78, EX_CONFIG of sysexits.h)."""
 
-    code = "bind_refused"
-    title = "Refused to listen there"
-    exit_code = 78
 
-
-class ClearTextRefused(SetupError):
+class ClearTextRefused(SetupError, code="clear_text_refused", title="Refused to connect without TLS", exit_code=78):
     """An agent would send its token to another host in the clear (exit code 78, EX_CONFIG of sysexits.h)."""
 
-    code = "clear_text_refused"
-    title = "Refused to connect without TLS"
-    exit_code = 78
 
-
-class ConnectionFailed(FleetError):
+class ConnectionFailed(FleetError, code="connection_failed", title="Cannot reach the server", retryable=True):
     """The server could not be reached; the message names its URL and what to check."""
 
-    code = "connection_failed"
-    title = "Cannot reach the server"
-    retryable = True
 
-
-class UntrustedServer(ConnectionFailed):
+class UntrustedServer(ConnectionFailed, code="untrusted_server", title="Refused to speak with the server", retryable=False):
     """The server is not the one that was meant: another key than the pinned one, or no authority vouches for it."""
 
-    code = "untrusted_server"
-    title = "Refused to speak with the server"
-    retryable = False
 
-
-class WaitTimeout(FleetError, TimeoutError):
+class WaitTimeout(FleetError, TimeoutError, code="wait_timeout", title="Still not done", retryable=True):
     """The job was not done in the time given; it goes on."""
-
-    code = "wait_timeout"
-    title = "Still not done"
-    retryable = True
 
 
 class InternalError(FleetError):
@@ -412,18 +262,12 @@ class InvalidTransition(FleetError, RuntimeError):
     """A change of state that no table has: a fault of ours."""
 
 
-class ResultCorrupt(FleetError):
+class ResultCorrupt(FleetError, code="result_corrupt", title="The stored result is damaged"):
     """The stored bytes do not match the digest in the ledger; they are not served."""
 
-    code = "result_corrupt"
-    title = "The stored result is damaged"
 
-
-class ProtocolError(FleetError):
+class ProtocolError(FleetError, code="protocol_error", title="Protocol error"):
     """An agent sent what the protocol does not have."""
-
-    code = "protocol_error"
-    title = "Protocol error"
 
 
 def error_classes() -> dict[str, type[FleetError]]:
