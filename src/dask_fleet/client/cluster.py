@@ -35,7 +35,7 @@ class FleetAdaptive(Adaptive):  # type: ignore[misc]
     """Dask's adaptive scaling; the server has workers retired, with their data moved, before it takes them back."""
 
     async def scale_down(self, workers: Iterable[Any]) -> None:
-        """Give so many workers back."""
+        """Give these workers back: the scheduler has found that they have nothing to do."""
         if workers:
             await self.cluster.scale_down(workers)
 
@@ -153,6 +153,8 @@ class FleetCluster(Cluster):  # type: ignore[misc]
         self._taken = Taken(None if on_embedded else found.settings, body, join=_join)
         self._timeout_s = None if timeout is None else parse_duration_s(timeout)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._leaving: set[str] = set()
+        """Names of workers that were given back and are still there: they are not to be given back twice."""
         self._release: weakref.finalize[Any, Any] | None = None
         self.security: Any = None
         self.shutdown_on_close = shutdown_on_close
@@ -335,8 +337,15 @@ class FleetCluster(Cluster):  # type: ignore[misc]
         return super().adapt(Adaptive=Adaptive, minimum=minimum, maximum=maximum, **options)
 
     async def scale_down(self, workers: Iterable[Any]) -> None:
-        """Give so many workers back as are named; which ones leave, the server decides."""
-        await self._scale(max(0, self.n_workers - len(set(map(str, workers)))))
+        """Give these workers back, by name; of those that are still to come (see `plan`), any."""
+        names = set(map(str, workers)) - self._leaving
+        there = names & self.observed
+        self._leaving |= there
+        try:
+            await self._scale(max(0, self.n_workers - len(names)), there)
+        except BaseException:
+            self._leaving -= there
+            raise
 
     async def scale_up(self, n: int) -> None:
         """Have `n` workers."""
@@ -350,7 +359,9 @@ class FleetCluster(Cluster):  # type: ignore[misc]
     @property
     def plan(self) -> set[str]:
         """Names of the workers that are to be there; of those that are still to come, stand-ins."""
-        there = sorted(str(worker["name"]) for worker in self.scheduler_info["workers"].values())
+        observed = self.observed
+        self._leaving &= observed
+        there = sorted(observed - self._leaving)
         wanted = self.n_workers
         return {*there[:wanted], *(f"to come {number}" for number in range(len(there), wanted))}
 
@@ -374,8 +385,8 @@ class FleetCluster(Cluster):  # type: ignore[misc]
         }
         return {name: {"options": options} for name in sorted(self.plan)}
 
-    async def _scale(self, n: int) -> None:
-        await in_thread(lambda: self._taken.scale(n))
+    async def _scale(self, n: int, leave: Iterable[str] = ()) -> None:
+        await in_thread(lambda: self._taken.scale(n, leave))
 
     def _memory_per_worker(self) -> int:
         limit = self._document.get("memory_limit")

@@ -7,7 +7,7 @@ import math
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -135,9 +135,12 @@ class Taken:
         query = f"?wait={wait_s}{'&workers=true' if workers else ''}" if wait_s else ""
         self._learn(self.link.request("GET", self.path + query, wait_s=wait_s, patience_s=patience_s))
 
-    def scale(self, n_workers: int) -> None:
-        """Ask for another number of workers."""
-        self._learn(self.link.request("PATCH", self.path, {"n_workers": n_workers}))
+    def scale(self, n_workers: int, leave: Iterable[str] = ()) -> None:
+        """Ask for another number of workers; those that are named leave first."""
+        names = sorted(leave)
+        self._learn(
+            self.link.request("PATCH", self.path, {"n_workers": n_workers, **({"leave": names} if names else {})})
+        )
 
     def sign(self) -> None:
         """Have our certificate signed; ``document["certificate"]`` is it."""

@@ -81,19 +81,19 @@ def parse_create(body: bytes, principal: Principal, *, idempotency_key: str | No
     return ClusterRequest(new=new, csr=take("csr", _csr, None), versions=take("versions", _versions, {}))
 
 
-def parse_scale(body: bytes) -> int:
-    """Return the number of workers that the body of ``PATCH`` asks for.
+def parse_scale(body: bytes) -> tuple[int, tuple[str, ...]]:
+    """Return the number of workers that the body of ``PATCH`` asks for, and the names of those that are to go first.
 
     Raises
     ------
     BadRequest
         If it is anything else.
     """
-    document = _object(body, ("n_workers",))
+    document = _object(body, ("n_workers", "leave"))
     if "n_workers" not in document:
         raise BadRequest('the body must be a JSON object such as {"n_workers": 8}')
-    number: int = _Members(document)("n_workers", _whole(0, MAX_WORKERS), 0)
-    return number
+    take = _Members(document)
+    return take("n_workers", _whole(0, MAX_WORKERS), 0), take("leave", _workers, ())
 
 
 def parse_csr(body: bytes) -> bytes:
@@ -228,6 +228,16 @@ def _modules(value: Any) -> tuple[str, ...]:
         or not all(isinstance(name, str) and _MODULE.match(name) for name in value)
     ):
         raise ValueError("a list of names of modules that the agents' Python can import")
+    return tuple(value)
+
+
+def _workers(value: Any) -> tuple[str, ...]:
+    if (
+        not isinstance(value, list)
+        or len(value) > MAX_WORKERS
+        or not all(isinstance(name, str) and 0 < len(name) <= 100 for name in value)
+    ):
+        raise ValueError("a list of names of workers")
     return tuple(value)
 
 

@@ -95,6 +95,19 @@ CLUSTER_SCHEMAS: dict[str, Any] = {
         },
         strict=True,
     ),
+    "ClusterSize": _object(
+        {
+            "n_workers": _WORKERS,
+            "leave": {
+                "type": "array",
+                "items": _TEXT,
+                "maxItems": MAX_WORKERS,
+                "description": "Names of workers that go first if there are too many; otherwise the youngest go.",
+            },
+        },
+        "n_workers",
+        strict=True,
+    ),
     "ClusterWithCertificate": {
         "allOf": [
             ref("schemas", "Cluster"),
@@ -201,7 +214,7 @@ CLUSTER_PATHS: dict[str, Any] = {
             "tags": ["clusters"],
             "summary": "Change how many workers a cluster has; data of those that leave is moved first",
             "parameters": [_NAME],
-            "requestBody": _body(_object({"n_workers": _WORKERS}, "n_workers", strict=True)),
+            "requestBody": _body(ref("schemas", "ClusterSize")),
             "responses": {"200": _answer("Cluster", "With the new target."), **_CHANGING, **problems(429)},
         },
         "delete": {

@@ -102,8 +102,8 @@ class _Clusters:
 
     async def scale(self, request: Request) -> Response:
         record = await self._own(request)
-        n_workers = parse_scale(await read_body(request.scope, request.receive))
-        record = await self._controller.clusters.scale(record.cluster_id, n_workers)
+        n_workers, leave = parse_scale(await read_body(request.scope, request.receive))
+        record = await self._controller.clusters.scale(record.cluster_id, n_workers, leave=leave)
         return json_response(self._document(record))
 
     async def close(self, request: Request) -> Response:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client
+from distributed import Client, Event
 
 from dask_fleet import FleetCluster
 from dask_fleet.model.errors import ClusterFailed, ClusterImpossible, Conflict, FleetError
@@ -66,7 +66,7 @@ def test_a_program_of_dask_runs_and_its_slots_come_back(fleet: ServedFleet, opti
         assert len(pids) == 2
         assert os.getpid() not in pids
         assert cluster.dashboard_link.startswith("http://127.0.0.1:")
-        held = client.scatter([bytes(10_000) for _ in range(6)])
+        held = client.scatter([bytes([n]) * 10_000 for n in range(6)])
         cluster.scale(1)
         until(lambda: len(client.scheduler_info()["workers"]) == 1, "one worker to leave")
         assert [len(each) for each in client.gather(held)] == [10_000] * 6
@@ -83,6 +83,28 @@ def test_its_workers_are_there_when_it_is(options: dict[str, Any]) -> None:
             assert len(client.scheduler_info(n_workers=-1)["workers"]) == 3
             assert len(client.run(os.getpid)) == 3
             assert set(map(len, client.who_has(client.scatter([1, 2], broadcast=True)).values())) == {3}
+
+
+def test_adapting_closes_the_idle_workers_that_dask_has_chosen(options: dict[str, Any]) -> None:
+    def hold() -> int:
+        Event("enough").wait()
+        return os.getpid()
+
+    with FleetCluster(n_workers=4, **options) as cluster, Client(cluster) as client:
+        addresses = {worker["name"]: address for address, worker in client.scheduler_info(n_workers=-1)["workers"].items()}
+        youngest = addresses[max(addresses)]  # left to itself the server takes that one first
+        pid = client.run(os.getpid, workers=[youngest])[youngest]
+        held = client.scatter([bytes([n]) * 10_000 for n in range(8)])
+        assert len({where for workers in client.who_has(held).values() for where in workers}) == 4
+        busy = client.submit(hold, workers=[youngest], pure=False)
+        until(lambda: client.processing()[youngest], "the task to run")
+        cluster.adapt(minimum=1, maximum=4, interval="50ms", wait_count=2)
+        until(lambda: len(client.scheduler_info(n_workers=-1)["workers"]) == 1, "the idle ones to leave")
+        assert list(client.scheduler_info(n_workers=-1)["workers"]) == [youngest]
+        assert [len(each) for each in client.gather(held)] == [10_000] * 8
+        Event("enough", client=client).set()
+        assert busy.result(timeout=DEADLINE_S) == pid
+        assert cluster.n_workers == 1
 
 
 def test_one_larger_than_the_pool_is_there_with_what_it_got_and_says_what_it_waits_for(

@@ -110,7 +110,7 @@ def test_scaling_keeps_data_and_the_plan_is_what_was_asked_for(server: Remote) -
         Client(cluster) as client,
     ):
         client.wait_for_workers(2, timeout=DEADLINE_S)
-        futures = client.scatter([bytes(1000) for _ in range(8)])
+        futures = client.scatter([bytes([n]) * 1000 for n in range(8)])
         cluster.scale(1)
         until(lambda: len(cluster.scheduler_info["workers"]) == 1, "one worker to leave")
         assert len(client.gather(futures)) == 8

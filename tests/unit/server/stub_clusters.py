@@ -21,6 +21,7 @@ class StubClusters(Clusters):
         self.runs_at_once = runs_at_once
         self.records: dict[str, ClusterRecord] = {}
         self.signed: list[bytes] = []
+        self.left: tuple[str, ...] = ()
         self.waiting_for: str | None = None
         self._changed = asyncio.Event()
 
@@ -82,6 +83,7 @@ class StubClusters(Clusters):
 
     async def scale(self, cluster_id: str, n_workers: int, *, leave: Sequence[str] = ()) -> ClusterRecord:
         record = self.records[cluster_id]
+        self.left = tuple(leave)
         return self.change(cluster_id, spec=msgspec.structs.replace(record.spec, n_workers=n_workers))
 
     async def close(self, cluster_id: str, reason: str) -> ClusterRecord:

@@ -128,6 +128,11 @@ def test_scaling() -> None:
         async with ClusterRig() as rig:
             await rig.http.post("/v1/clusters", json={"name": "x"})
             assert (await rig.http.patch("/v1/clusters/x", json={"n_workers": 0})).json()["n_workers"] == 0
+            assert rig.clusters.left == ()
+            assert (await rig.http.patch("/v1/clusters/x", json={"n_workers": 1, "leave": ["3", "1"]})).status_code == 200
+            assert rig.clusters.left == ("3", "1")
+            for body in ({"n_workers": 0, "leave": "3"}, {"n_workers": 0, "leave": [3]}, {"leave": ["3"]}):
+                problem(await rig.http.patch("/v1/clusters/x", json=body), 400, "bad_request")
             for body in ({}, {"n_workers": -1}, {"n_workers": 1.5}, {"n_workers": True}, {"n": 1}, []):
                 problem(await rig.http.patch("/v1/clusters/x", json=body), 400, "bad_request")
 
