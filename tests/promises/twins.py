@@ -15,12 +15,13 @@ import msgspec
 
 def ack_before_commit() -> None:
     """Answer first; write a moment later, in the background."""
-    from dask_fleet.controller.controller import Controller
+    from dask_fleet.controller.intake import Intake
     from dask_fleet.model.jobs import Accepted, JobRecord, NewRun
+    from dask_fleet.plugins.clock import SystemClock
 
-    honest = Controller._accept
+    honest = Intake._accept
 
-    async def hasty(self: Controller, new: NewRun) -> Accepted:
+    async def hasty(self: Intake, new: NewRun) -> Accepted:
         async def later() -> None:
             await asyncio.sleep(0.2)
             await honest(self, new)
@@ -36,12 +37,12 @@ def ack_before_commit() -> None:
             params=new.params,
             user=new.user,
             pure=new.policy.pure,
-            created_us=self.clock.now_us(),
+            created_us=SystemClock().now_us(),
             policy=new.policy,
         )
         return Accepted(job=job, opened=True, claimed=False)
 
-    Controller._accept = hasty  # type: ignore[method-assign]
+    Intake._accept = hasty  # type: ignore[method-assign]
 
 
 def synchronous_normal() -> None:
@@ -58,7 +59,7 @@ def synchronous_normal() -> None:
 
 def check_then_insert() -> None:
     """Look a request up, and if it is not there insert it: two steps, between which another may do the same."""
-    from dask_fleet.controller.controller import Controller
+    from dask_fleet.controller.intake import Intake
     from dask_fleet.ledger.sqlite import SQLiteLedger
     from dask_fleet.model.ids import job_id
     from dask_fleet.model.jobs import Accepted, NewRun
@@ -79,11 +80,11 @@ def check_then_insert() -> None:
         known[new.job_id] = own_id
         return accepted
 
-    async def many(self: Controller, key: str, new: NewRun) -> Accepted:
+    async def many(self: Intake, key: str, new: NewRun) -> Accepted:
         return await self._accept(new)
 
     SQLiteLedger.accept = racy  # type: ignore[method-assign]
-    Controller._single = many  # type: ignore[method-assign]
+    Intake._single = many  # type: ignore[method-assign]
 
 
 def no_fence() -> None:

@@ -52,7 +52,7 @@ class Batches:
         self._turn = asyncio.Lock()
 
     async def submit(self, news: Sequence[NewRun]) -> list[Answer]:
-        """Do what `Controller.submit` does for each of `news`, in their order; see `Controller.submit_many`."""
+        """Do what `Intake.submit` does for each of `news`, in their order; see `Intake.submit_many`."""
         answers: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
         # A task of its own: a caller who goes away in the middle of a write does not undo it.
         self._spawn(self._answer(tuple(news), answers), f"batch-of-{len(news)}")

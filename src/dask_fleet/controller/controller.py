@@ -1,23 +1,20 @@
-"""The controller's face to the server: accept, find, wait, cancel, retry, and the state of the whole."""
+"""The controller's face to the server: find, wait, cancel, and the state of the whole; requests come in by its `Intake`."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from dask_fleet.controller.agents import AgentHandle, Agents
+from dask_fleet.controller.agents import Agents
 from dask_fleet.controller.alarms import Alarms
-from dask_fleet.controller.batch import Batches
 from dask_fleet.controller.changes import Changes, Subscription
 from dask_fleet.controller.clusters.manager import Clusters
 from dask_fleet.controller.dispatcher import Dispatcher
-from dask_fleet.controller.fair_queue import Lane
+from dask_fleet.controller.intake import Intake
 from dask_fleet.controller.log_retention import LogSweeper
 from dask_fleet.controller.logs import JobLogs
 from dask_fleet.controller.outcomes import Outcomes
@@ -25,9 +22,9 @@ from dask_fleet.controller.overview import Overview
 from dask_fleet.controller.recent import RecentJob, RecentJobs
 from dask_fleet.controller.retention import sweep_forever
 from dask_fleet.controller.sessions import Sessions
-from dask_fleet.model.errors import Conflict, Draining, FleetError, NotFound, QueueFull
+from dask_fleet.model.errors import Conflict, NotFound
 from dask_fleet.model.ids import JOB_ID_PATTERN
-from dask_fleet.model.jobs import Accepted, JobRecord, NewRun, StoredResult
+from dask_fleet.model.jobs import JobRecord, StoredResult
 from dask_fleet.model.logs import DEFAULT_LOGS_MAX_BYTES, LOG_FOLDER
 from dask_fleet.model.manifest import Manifest
 from dask_fleet.model.states import RunState
@@ -64,10 +61,8 @@ class Controller:
         self.clock: Clock = clock or SystemClock()
         self.recent = RecentJobs()
         self.agents = Agents(self.clock)
-        self._max_queued = max_queued
         self._row_retention_s = row_retention_s
         self._tasks: set[asyncio.Task[None]] = set()
-        self._accepting: dict[str, asyncio.Future[Accepted]] = {}
         self._changes = Changes()
         self._alarms = Alarms(self.clock)
         self._dispatcher = Dispatcher(
@@ -88,12 +83,12 @@ class Controller:
             clock=self.clock,
         )
         self.logs = JobLogs(spool.with_name(LOG_FOLDER), ledger=ledger, changes=self._changes, spawn=self._spawn)
-        self._batches = Batches(
+        self.intake = Intake(
             ledger=ledger,
             dispatcher=self._dispatcher,
+            recent=self.recent,
             max_queued=max_queued,
-            enter=lambda new, accepted: self._accepted(new, accepted, None),
-            without_room=self._without_room,
+            result=self.result,
             spawn=self._spawn,
         )
         self._log_sweeper = LogSweeper(
@@ -167,8 +162,7 @@ class Controller:
         self._dispatcher.paused = True
         log.info("draining", extra={"action": "draining", "running": self.running})
         deadline = self.clock.monotonic() + timeout_s
-        if self._accepting:
-            await asyncio.wait(list(self._accepting.values()), timeout=timeout_s)  # they may begin yet
+        await self.intake.settled(timeout_s)  # they may begin yet
         for job in list(self._dispatcher.by_seq.values()):
             with self._changes.subscribe(job.seq) as changed:
                 # As it is now, not as it was: it may have ended, or been queued again, while another one was waited for.
@@ -196,162 +190,7 @@ class Controller:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(self.logs.close)
 
-    # ------------------------------------------------------------------ requests
-
-    async def submit(self, new: NewRun) -> Accepted:
-        """Record a request, or join the job it names; durable when this returns.
-
-        A thousand equal requests at once are one write: the first makes it, the others wait for its answer.
-
-        Raises
-        ------
-        Draining, QueueFull, LedgerUnavailable
-            Nothing was accepted.
-        IdempotencyMismatch
-            The key stands for another request.
-        """
-        if self._dispatcher.paused:
-            raise Draining("the server is shutting down; ask again in a moment", retry_after_s=5)
-        if new.idempotency_key is not None:
-            return await self._single(f"{new.user}\0{new.idempotency_key}\0{new.job_id}\0{new.request_digest.hex()}", new)
-        job = self._dispatcher.active.get(new.job_id)
-        if job is not None and set(new.tags) <= set(job.tags):
-            return Accepted(job=job, opened=False, claimed=False)
-        # Requests that differ in more than their parameters are not told each other's answer.
-        key = new.job_id if not (new.tags or new.refresh) else f"{new.job_id}\0{new.refresh}\0{','.join(new.tags)}"
-        return await self._single(key, new)
-
-    async def submit_many(self, news: Sequence[NewRun]) -> list[Accepted | FleetError]:
-        """Do `submit` for each of `news`, in transactions of many; all that was accepted is durable when this returns.
-
-        The answers are in the order of the requests; what is wrong with one, or that it found no room or no medium, is its
-        entry. Nothing is claimed on the way: they are queued, and go to agents from there.
-
-        Raises
-        ------
-        Draining
-            Nothing was accepted.
-        """
-        if self._dispatcher.paused:
-            raise Draining("the server is shutting down; ask again in a moment", retry_after_s=5)
-        return await self._batches.submit(news)
-
-    async def _single(self, key: str, new: NewRun) -> Accepted:
-        others = self._accepting.get(key)
-        if others is not None:
-            return await asyncio.shield(others)
-        answer: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
-        self._accepting[key] = answer
-        try:
-            accepted = await self._accept(new)
-        except BaseException as exc:
-            told = exc if isinstance(exc, Exception) else Draining("the request was broken off; ask again", retry_after_s=1)
-            answer.set_exception(told)
-            answer.exception()  # retrieved, should nobody else wait
-            raise
-        else:
-            answer.set_result(accepted)
-            return accepted
-        finally:
-            del self._accepting[key]
-
-    async def _accept(self, new: NewRun) -> Accepted:
-        lane = Lane(new.service, new.version)
-        too_late = self._dispatcher.is_too_late(new.deadline_us)
-        handle = None if too_late else self._dispatcher.reserve(lane, (new.tenant, new.user))
-        if handle is None and len(self._dispatcher.queue) >= self._max_queued:
-            return await self._without_room(new)
-        try:
-            accepted = await self.ledger.accept(new, claim_for=handle.agent_id if handle else None)
-        except asyncio.CancelledError:
-            # The caller went away; the write did not. Not worth a task for each call: what it opened is looked up instead.
-            self._spawn(self._take_over(new, handle), f"take-over-{new.job_id}")
-            raise
-        except BaseException:
-            if handle is not None:
-                self._dispatcher.release(handle)
-            raise
-        return self._accepted(new, accepted, handle)
-
-    async def _without_room(self, new: NewRun) -> Accepted:
-        """Answer a request while the queue is full: with a result that is there, which adds nothing to the queue."""
-        known = None if new.refresh or new.tags or new.idempotency_key else await self.ledger.get(new.job_id)
-        if known is not None and known.state is RunState.SUCCEEDED and await self.result(known) is not None:
-            return Accepted(job=known, opened=False, claimed=False)
-        raise QueueFull(f"{self._max_queued} jobs are queued", retry_after_s=10)
-
-    async def _take_over(self, new: NewRun, handle: AgentHandle | None) -> None:
-        """Go on with a request whose caller went away in the middle of the write."""
-        # Writes keep their order: this one joins whatever the broken-off one has opened.
-        try:
-            joined = await self.ledger.accept(msgspec.structs.replace(new, refresh=False))
-        except FleetError:  # so was the first refused; nothing was opened
-            if handle is not None:
-                self._dispatcher.release(handle)
-            return
-        job = joined.job
-        under_way = job.job_id not in self._dispatcher.active and not job.state.is_terminal
-        claimed = under_way and handle is not None and job.state is RunState.RUNNING and job.agent == handle.agent_id
-        self._accepted(new, Accepted(job=job, opened=joined.opened or under_way, claimed=claimed), handle)
-
-    def _accepted(self, new: NewRun, accepted: Accepted, handle: AgentHandle | None) -> Accepted:
-        """Act on what the ledger has recorded."""
-        job = accepted.job
-        if not accepted.opened:
-            if new.tags:
-                self.recent.drop(job.job_id)  # its tags may have grown
-        elif job.run > 1:
-            self.recent.supersede(job)
-        if accepted.claimed:
-            assert handle is not None
-            self._dispatcher.start(handle, job)
-            return accepted
-        if handle is not None:
-            self._dispatcher.release(handle)
-        if accepted.opened:
-            self._dispatcher.enqueue(job)
-            self._dispatcher.pump()
-        elif job.job_id in self._dispatcher.active:
-            self._dispatcher.track(job)  # its tags may have grown
-        return accepted
-
-    async def retry(self, job: JobRecord, by: str) -> JobRecord:
-        """Open the next run of a failed, cancelled or expired job; an unfinished one is joined.
-
-        Raises
-        ------
-        Conflict
-            If the job succeeded (ask for a refresh instead).
-        """
-        if self._dispatcher.paused:
-            raise Draining("the server is shutting down; ask again in a moment", retry_after_s=5)
-        task = asyncio.create_task(self._reopen(job, by), name=f"retry-{job.job_id}")
-        return await asyncio.shield(task)
-
-    async def _reopen(self, job: JobRecord, by: str) -> JobRecord:
-        if job.state is RunState.SUCCEEDED:
-            raise Conflict(
-                "the job succeeded; POST its request with ?refresh=true to compute it again", job_status="succeeded"
-            )
-        handle = self._dispatcher.reserve(Lane(job.service, job.version), (job.tenant, by))
-        try:
-            accepted = await self.ledger.reopen(job.seq, by=by, claim_for=handle.agent_id if handle else None)
-        except BaseException:
-            if handle is not None:
-                self._dispatcher.release(handle)
-            raise
-        if accepted.opened:
-            self.recent.supersede(accepted.job)
-        if accepted.claimed:
-            assert handle is not None
-            self._dispatcher.start(handle, accepted.job)
-            return accepted.job
-        if handle is not None:
-            self._dispatcher.release(handle)
-        if accepted.opened:
-            self._dispatcher.enqueue(accepted.job)
-            self._dispatcher.pump()
-        return accepted.job
+    # ------------------------------------------------------------------ jobs
 
     async def cancel(self, job: JobRecord, by: str) -> JobRecord:
         """Cancel the current run: a queued one at once, a running one cooperatively, then by force; an ended one stays."""

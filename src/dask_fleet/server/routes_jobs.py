@@ -137,7 +137,7 @@ class _Jobs:
 
     async def retry(self, request: Request) -> Response:
         principal, job = await self._changeable(request)
-        job = await self._controller.retry(job, principal.user)
+        job = await self._controller.intake.retry(job, principal.user)
         return json_response(
             job_document(self._controller, job),
             status_code=200 if job.state.is_terminal else 202,

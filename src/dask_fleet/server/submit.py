@@ -55,7 +55,7 @@ class Submission:
                     entry.document = encode_document(job_document(self._controller, entry.job, result=entry.result))
                 return 200, _answer_headers(name, entry.document, options), entry.document
         new = self.request(name, params, principal, options, options.idempotency_key)
-        accepted = await self._controller.submit(new)
+        accepted = await self._controller.intake.submit(new)
         job, result = accepted.job, None
         if not job.state.is_terminal and not options.refresh:
             # Somebody is refreshing: whoever did not ask for that is served the result there is.

@@ -154,7 +154,7 @@ class _Batch:
             return
         answers: list[Accepted | FleetError]
         try:
-            answers = await self._controller.submit_many([new for _, new in asked])
+            answers = await self._controller.intake.submit_many([new for _, new in asked])
         except CapacityError as exc:
             answers = [exc] * len(asked)
         for (index, _), answer in zip(asked, answers, strict=True):

@@ -165,7 +165,7 @@ class Rig:
             policy=policy,
             **changes,
         )
-        accepted = await self.controller.submit(new)
+        accepted = await self.controller.intake.submit(new)
         await self.settle()
         return accepted.job
 

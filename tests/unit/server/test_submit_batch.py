@@ -173,7 +173,7 @@ def test_what_finds_no_room_is_refused_and_the_rest_is_not() -> None:
             rig._handle.window.given_back()  # no work ahead
             await rig.submit(98)
             await rig.started()  # it holds the only slot
-            rig.controller._batches._max_queued = rig.controller._max_queued = 10
+            rig.controller.intake._batches._max_queued = rig.controller.intake._max_queued = 10
             rig.controller.recent.drop(done)
             document = await post(rig, [{"n": n} for n in [*range(12), 99, 3]])
             codes = [item.get("error", {}).get("code") for item in document["items"]]
@@ -243,7 +243,7 @@ def test_a_caller_cancelled_midway_undoes_nothing_of_what_was_begun() -> None:
 
             rig.ledger.accept_many = slow  # type: ignore[method-assign]
             task = asyncio.create_task(rig.http.post(BATCH, json=[{"n": 1}, {"n": 2}]))
-            await until(lambda: rig.controller._batches._turn.locked())
+            await until(lambda: rig.controller.intake._batches._turn.locked())
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             held.set()
