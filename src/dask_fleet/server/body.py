@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from dask_fleet.model.errors import BadRequest, BodyTooLarge, CapacityError, UnsupportedMediaType
 
+T = TypeVar("T")
+
 MAX_BODY_BYTES = 1 << 20
 SMALL_BODY_BYTES = 64 << 10
-"""Up to here a body needs no share of `LARGE_BODIES`."""
+"""Up to here a body needs no share of `LARGE_BODIES`, and is decoded on the event loop: in 5 ms at the worst."""
 BY_RATE = "dask_fleet.body_by_rate"
 """A route that sets this in its scope takes a body for as long as it comes at a minimum rate, and not for 30 s."""
 
@@ -75,17 +77,41 @@ class BodyBudget:
 
 
 LARGE_BODIES = BodyBudget(16 << 20)
+_DECODING = BodyBudget(1, patience_s=30.0)
+"""The one place for decoding large bodies: a second thread would only make two of them wait for the interpreter."""
 
 
-async def read_body(
+async def decoded(body: bytes, decode: Callable[[bytes], T]) -> T:
+    """Return ``decode(body)``; what is large is decoded in a thread, so that the event loop has its turns meanwhile.
+
+    A megabyte made for it (75,000 names in one object, 70,000 floats) takes 70 ms.
+
+    Raises
+    ------
+    CapacityError
+        If too many others are before it. And whatever `decode` raises.
+    """
+    if len(body) <= SMALL_BODY_BYTES:
+        return decode(body)
+    turn = await _DECODING.take(1)
+    try:
+        return await asyncio.to_thread(decode, body)
+    finally:
+        _DECODING.give_back(turn)
+
+
+async def read_decoded(
     scope: Any,
     receive: Callable[[], Awaitable[Any]],
+    decode: Callable[[bytes], T],
     *,
     limit: int = MAX_BODY_BYTES,
     media_types: frozenset[bytes] = _JSON_ONLY,
     budget: BodyBudget = LARGE_BODIES,
-) -> bytes:
-    """Return the whole body of a request, which may be empty.
+) -> T:
+    """Return what `decode` makes of the whole body of a request, which may be empty.
+
+    A large body has its share of the budget until it is decoded. `decode` may run in a thread.
 
     Raises
     ------
@@ -99,6 +125,8 @@ async def read_body(
         If it is large and there are too many others.
     ClientDisconnectedError
         If the client went away, or its body did not come in time.
+    Exception
+        What `decode` raises.
     """
     content_type: bytes | None = None
     expected = limit
@@ -121,12 +149,34 @@ async def read_body(
     if message.get("more_body", False):
         async with _Share(budget, expected) as share:
             body = await _collect(receive, body, limit, share)
-    elif len(body) > limit:
+            _check_type(body, content_type, media_types)
+            return await decoded(body, decode)
+    if len(body) > limit:
         raise _too_large(limit)
+    _check_type(body, content_type, media_types)
+    return await decoded(body, decode) if len(body) > SMALL_BODY_BYTES else decode(body)
+
+
+async def read_body(
+    scope: Any,
+    receive: Callable[[], Awaitable[Any]],
+    *,
+    limit: int = MAX_BODY_BYTES,
+    media_types: frozenset[bytes] = _JSON_ONLY,
+    budget: BodyBudget = LARGE_BODIES,
+) -> bytes:
+    """Return the whole body of a request, as it is. Raises what `read_decoded` does."""
+    return await read_decoded(scope, receive, _as_it_is, limit=limit, media_types=media_types, budget=budget)
+
+
+def _as_it_is(body: bytes) -> bytes:
+    return body
+
+
+def _check_type(body: bytes, content_type: bytes | None, media_types: frozenset[bytes]) -> None:
     if content_type != JSON and (body or content_type is not None) and base_type(content_type) not in media_types:
         named = " or ".join(f"'Content-Type: {name.decode()}'" for name in sorted(media_types, reverse=True)[:2])
         raise UnsupportedMediaType(f"send the parameters as JSON with the header {named}")
-    return body
 
 
 class _Share:

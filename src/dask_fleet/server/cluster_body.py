@@ -136,7 +136,7 @@ def _object(body: bytes, members: tuple[str, ...]) -> dict[str, Any]:
         raise BadRequest(f"the body must be a JSON object with some of {', '.join(members)}")
     unknown = sorted(set(document) - set(members))
     if unknown:
-        raise BadRequest(f"unknown members: {', '.join(name[:40] for name in unknown)}; there are {', '.join(members)}")
+        raise BadRequest(f"unknown members: {', '.join(name[:40] for name in unknown[:10])}; there are {', '.join(members)}")
     return document
 
 

@@ -16,7 +16,7 @@ from dask_fleet.model.cluster_states import ClusterState
 from dask_fleet.model.clusters import ClusterRecord
 from dask_fleet.model.errors import BadRequest, ClusterFailed, Conflict, NotFound
 from dask_fleet.server.auth import Principal, Scope, principal_of, require
-from dask_fleet.server.body import read_body
+from dask_fleet.server.body import SMALL_BODY_BYTES, read_body
 from dask_fleet.server.cluster_body import ClusterRequest, parse_create, parse_csr, parse_scale
 from dask_fleet.server.cluster_documents import cluster_document, cluster_event_document
 from dask_fleet.server.dask_versions import refuse_mismatch, versions_here
@@ -48,9 +48,8 @@ class _Clusters:
         require(principal, Scope.RUN_CODE)
         query_of(request, ())
         options = parse_options(request.scope["headers"], b"", now_us=self._controller.clock.now_us())
-        asked = parse_create(
-            await read_body(request.scope, request.receive), principal, idempotency_key=options.idempotency_key
-        )
+        body = await read_body(request.scope, request.receive, limit=SMALL_BODY_BYTES)
+        asked = parse_create(body, principal, idempotency_key=options.idempotency_key)
         refuse_mismatch(asked.versions, versions_here())
         record = await self._begin(asked)
         if options.wait_s > 0:
@@ -102,7 +101,7 @@ class _Clusters:
 
     async def scale(self, request: Request) -> Response:
         record = await self._own(request)
-        n_workers, leave = parse_scale(await read_body(request.scope, request.receive))
+        n_workers, leave = parse_scale(await read_body(request.scope, request.receive, limit=SMALL_BODY_BYTES))
         record = await self._controller.clusters.scale(record.cluster_id, n_workers, leave=leave)
         return json_response(self._document(record))
 
@@ -118,7 +117,7 @@ class _Clusters:
 
     async def sign(self, request: Request) -> Response:
         record = await self._own(request)
-        csr = parse_csr(await read_body(request.scope, request.receive))
+        csr = parse_csr(await read_body(request.scope, request.receive, limit=SMALL_BODY_BYTES))
         certificate = await self._signed(record, csr)
         return json_response({**self._document(record), "certificate": certificate, "versions": versions_here()})
 

@@ -107,7 +107,8 @@ def _document(body: bytes) -> dict[str, Any]:
         raise BadRequest(f"the body must be a JSON object with {', '.join(_MEMBERS)}")
     unknown = sorted(set(document) - set(_MEMBERS))
     if unknown:
-        raise BadRequest(f"unknown members: {', '.join(name[:40] for name in unknown)}; a token has {', '.join(_MEMBERS)}")
+        named = ", ".join(name[:40] for name in unknown[:10])
+        raise BadRequest(f"unknown members: {named}; a token has {', '.join(_MEMBERS)}")
     return document
 
 

@@ -13,7 +13,7 @@ from dask_fleet.model.jobs import JobRecord, NewRun
 from dask_fleet.model.manifest import EndpointManifest, ServiceManifest
 from dask_fleet.model.states import RunState
 from dask_fleet.server.auth import Principal, Scope, require
-from dask_fleet.server.body import read_body
+from dask_fleet.server.body import read_decoded
 from dask_fleet.server.documents import encode_document, job_document
 from dask_fleet.server.options import CallOptions, Headers, parse_options
 from dask_fleet.services.requests import RequestValidator
@@ -46,7 +46,7 @@ class Submission:
         require(principal, Scope.SUBMIT)
         headers: Headers = scope["headers"]
         options = parse_options(headers, scope["query_string"], now_us=self._controller.clock.now_us())
-        params = self.validator.canonical(await read_body(scope, receive))
+        params = await read_decoded(scope, receive, self.validator.canonical)
         name = self.name_of(params, principal, options.idempotency_key)
         if not options.refresh and options.idempotency_key is None and not options.tags:
             entry = self._controller.cached(name)

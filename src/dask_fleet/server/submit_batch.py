@@ -14,7 +14,7 @@ from dask_fleet.model.errors import BodyTooLarge, CapacityError, FleetError
 from dask_fleet.model.jobs import Accepted, JobRecord, NewRun
 from dask_fleet.server.auth import Principal, Scope, require
 from dask_fleet.server.batch_body import MAX_BATCH_BYTES, elements_of, lines_of
-from dask_fleet.server.body import JSON, MAX_BODY_BYTES, NDJSON, base_type, read_body
+from dask_fleet.server.body import JSON, MAX_BODY_BYTES, NDJSON, base_type, decoded, read_body
 from dask_fleet.server.options import CallOptions, Headers, parse_options
 from dask_fleet.server.pacing import Pacer
 from dask_fleet.server.problems import encode_problem, problem_document
@@ -121,7 +121,7 @@ class _Batch:
         count = len(texts)
         texts.reverse()  # each is let go when it has been looked at
         for index in range(count):
-            self._take(index, texts.pop())
+            await self._take(index, texts.pop())
             if len(self._asked) == SETS_A_TRANSACTION:
                 await self._accept()
             await self._pacer.rest()
@@ -130,11 +130,11 @@ class _Batch:
             raise self._out_of_room
         return self._document(count)
 
-    def _take(self, index: int, text: bytes) -> None:
+    async def _take(self, index: int, text: bytes) -> None:
         try:
             if len(text) > MAX_BODY_BYTES:
                 raise BodyTooLarge(f"the parameter set is larger than {MAX_BODY_BYTES} bytes", limit=MAX_BODY_BYTES)
-            params = self._single.validator.canonical(text)
+            params = await decoded(text, self._single.validator.canonical)
         except FleetError as exc:
             self._refuse(index, exc)
             return

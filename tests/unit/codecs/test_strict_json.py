@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dask_fleet.codecs.strict_json import MAX_DEPTH, MAX_NODES, loads
+from dask_fleet.codecs.strict_json import MAX_DEPTH, MAX_NAMES, MAX_NODES, loads
 from dask_fleet.model.errors import BadJSON
 
 MIB = 1 << 20
@@ -97,6 +97,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "100,001 numbers": (b"[" + b"1," * 99_999 + b"1]", "more than 100,000 values"),
     "100,001 texts": (b"[" + b'",",' * 99_999 + b'""]', "more than 100,000 values"),
     "half a million empty arrays": (b"[" + b"[]," * (MIB // 3 - 1) + b"[]]", "more than 100,000 values"),
+    "75,000 names": (b"{" + b",".join(b'"%x":0' % n for n in range(75_000)) + b"}", "more than 50,000 members"),
+    "a million colons": (b":" * MIB, "more than 50,000 members"),
     "a million quotes": (b'"' * MIB, "byte|more than"),
     "a million commas": (b"," * MIB, "byte|more than"),
     "a million backslashes": (b"\\" * MIB, "byte"),
@@ -139,6 +141,14 @@ def test_fair_bodies_are_read(body: bytes, value: object) -> None:
     found = loads(body)
     assert found == value or value is None
     assert type(found) is type(value) or value is None
+
+
+def test_colons_in_texts_are_no_members() -> None:
+    assert loads(b'["' + b":" * MAX_NAMES + b'",{"a":":"}]') == [":" * MAX_NAMES, {"a": ":"}]
+    most = b"{" + b",".join(b'"%x":0' % n for n in range(MAX_NAMES)) + b"}"
+    assert len(loads(most)) == MAX_NAMES
+    with pytest.raises(BadJSON, match="more than 50,000 members"):
+        loads(most[:-1] + b',"":0}')
 
 
 def test_the_number_of_values_is_counted_exactly() -> None:

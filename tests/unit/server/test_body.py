@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import threading
 from typing import Any
 
 import pytest
 
 from dask_fleet.model.errors import BadRequest, BodyTooLarge, CapacityError, UnsupportedMediaType
-from dask_fleet.server.body import MAX_BODY_BYTES, BodyBudget, ClientDisconnectedError, read_body
+from dask_fleet.server.body import (
+    MAX_BODY_BYTES,
+    SMALL_BODY_BYTES,
+    BodyBudget,
+    ClientDisconnectedError,
+    read_body,
+    read_decoded,
+)
 
 JSON = (b"content-type", b"application/json")
 
@@ -176,5 +184,46 @@ def test_whoever_gives_up_lets_those_behind_pass() -> None:
         big.cancel()
         assert await little == 40
         assert big.cancelled()
+
+    asyncio.run(main())
+
+
+def test_a_large_body_is_decoded_beside_the_loop_and_keeps_its_share_until_then() -> None:
+    """The loop has its turns while a megabyte is decoded; a small body is not worth the way to a thread."""
+    threads: list[int] = []
+
+    def decode(body: bytes) -> int:
+        threads.append(threading.get_ident())
+        if len(body) > SMALL_BODY_BYTES:
+            assert free.wait(20), "the loop stood still"
+        return len(body)
+
+    free = threading.Event()
+    budget = BodyBudget(1 << 20)
+
+    async def main() -> None:
+        scope = {"headers": [JSON]}
+        large = Client(*[b" " * SMALL_BODY_BYTES] * 3)
+        task = asyncio.create_task(read_decoded(scope, large, decode, budget=budget))
+        while not threads:  # noqa: ASYNC110 - another thread changes it
+            await asyncio.sleep(0.001)
+        assert budget._free < 1 << 20
+        assert await read_decoded(scope, Client(b"{}"), decode) == 2
+        free.set()
+        assert await task == 3 * SMALL_BODY_BYTES
+        assert budget._free == 1 << 20
+
+    asyncio.run(main())
+    assert threads[0] != threads[1] == threading.get_ident()
+
+
+def test_what_is_wrong_with_a_large_body_is_told() -> None:
+    def refuse(_body: bytes) -> None:
+        raise BadRequest("no")
+
+    async def main() -> None:
+        for _ in range(2):  # the place for decoding is given back
+            with pytest.raises(BadRequest, match="no"):
+                await read_decoded({"headers": [JSON]}, Client(b" " * (SMALL_BODY_BYTES + 1)), refuse)
 
     asyncio.run(main())
