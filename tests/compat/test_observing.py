@@ -7,6 +7,7 @@ import logging
 import time
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import dask.array as da
 import pytest
@@ -106,11 +107,19 @@ def test_progress(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_performance_report(client: Client, tmp_path: Path) -> None:
-    pytest.importorskip("bokeh")
     page = tmp_path / "report.html"
     with performance_report(str(page)):
         client.submit(sum, client.map(lambda n: n + 1, range(20), pure=False)).result()
-    assert "Dask Performance Report" in page.read_text()
+    report = page.read_text()
+    assert "Dask Performance Report" in report
+    assert "Task Stream" in report
+    assert f"Workers: {WORKERS}" in report
+
+
+def test_dashboard(cluster: Any) -> None:
+    with urlopen(cluster.dashboard_link, timeout=60) as answer:
+        assert answer.status == 200
+        assert "bokeh" in answer.read().decode().lower()
 
 
 def test_profile(client: Client) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from distributed import Client, Event
@@ -180,3 +181,16 @@ def test_from_the_command_line(fleet: ServedFleet, options: dict[str, Any]) -> N
     assert "error:" in refused.stderr
     run_cli(fleet, "create", "--memory-limit", "lots", code=1)
     run_cli(fleet, "create", "--resource", "GPU", code=1)
+
+
+def test_without_bokeh_the_dashboard_says_that_it_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "bokeh.py").write_text("raise ImportError('not installed')\n")
+    found = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    args = ("--no-services", "--nworkers", "1", "--nthreads", "1")
+    with (
+        ServedFleet([], tmp_path / "data", args=args, env={"PYTHONPATH": found}) as served,
+        FleetCluster(n_workers=0, url=served.url, token=served.token, quiet=True) as cluster,
+        urlopen(cluster.dashboard_link, timeout=DEADLINE_S) as page,
+    ):
+        assert page.status == 200
+        assert "Dask needs bokeh" in page.read().decode()
