@@ -12,6 +12,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from dask_fleet.model.failure import Failure
 from dask_fleet.model.states import AttemptState
+from dask_fleet.protocol.cluster_frames import ClusterRef
 from dask_fleet.protocol.frames import (
     MAX_MESSAGE_BYTES,
     PROTOCOL_VERSION,
@@ -49,6 +50,8 @@ class FakeAgent:
         How many attempts it claims to be able to run at once.
     held
         Attempts it says it still holds.
+    clusters, leases
+        Schedulers and slot leases that it says it still has.
     """
 
     def __init__(
@@ -61,12 +64,15 @@ class FakeAgent:
         slots: int = 1,
         ledger_id: str = "",
         held: list[AttemptRef] | None = None,
+        clusters: list[ClusterRef] | None = None,
+        leases: list[str] | None = None,
     ) -> None:
         self._url = url.replace("http://", "ws://", 1) + "/v1/agents"
         self._token = token
         self._hello = Hello(
-            protocol=PROTOCOL_VERSION, agent=agent, name=name, pid=0, slots=slots, ledger_id=ledger_id, held=held or []
-        )
+            protocol=PROTOCOL_VERSION, agent=agent, name=name, pid=0, slots=slots, ledger_id=ledger_id, held=held or [],
+            clusters=clusters or [], leases=leases or [],
+        )  # fmt: skip
         self._socket: ClientConnection | None = None
         self._waiting: list[ServerFrame] = []
         self.welcome: Welcome | None = None
@@ -128,6 +134,10 @@ class FakeAgent:
                 data = await self._socket.recv()
                 assert isinstance(data, bytes)
                 self._waiting.extend(decode_from_server(data))
+
+    def heard(self, kind: type[F]) -> list[F]:
+        """Return the frames of that kind that have come and were not taken."""
+        return [frame for frame in self._waiting if isinstance(frame, kind)]
 
     async def deliver(self, *outcomes: Outcome) -> None:
         """Send outcomes and wait until each is acknowledged."""

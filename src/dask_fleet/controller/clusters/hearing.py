@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -23,6 +24,8 @@ from dask_fleet.protocol.cluster_frames import (
     WantSignature,
 )
 from dask_fleet.protocol.frames import Hello
+
+log = logging.getLogger(__name__)
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], None]
 
@@ -99,9 +102,11 @@ class Hearing:
                 record is None or is_over
                 or (record.epoch, record.agent) != (epoch, agent) or record.state not in _HAS_SCHEDULER
             ):
+                _refused(handle, "a scheduler", cluster=cluster, epoch=epoch)
                 handle.send(CloseCluster(cluster, epoch))
         for lease_id in leases:
             if not is_ours or self._of_lease(handle, lease_id) is None:
+                _refused(handle, "a worker", lease=lease_id)
                 book.stray(agent, lease_id)
                 handle.send(TakeSlots(lease_id, grace_s=0.0))
         for entry in book:
@@ -152,6 +157,7 @@ class Hearing:
             case ClusterOpened():
                 entry = self._of_epoch(handle, frame.cluster, frame.epoch)
                 if entry is None:
+                    _refused(handle, "a scheduler", cluster=frame.cluster, epoch=frame.epoch)
                     handle.send(CloseCluster(frame.cluster, frame.epoch))  # a zombie's
                 else:
                     entry.opened = frame
@@ -168,6 +174,7 @@ class Hearing:
             case SlotsJoined():
                 found = self._of_lease(handle, frame.lease)
                 if found is None:
+                    _refused(handle, "a worker", lease=frame.lease)
                     self._book.stray(handle.agent_id, frame.lease)
                     handle.send(TakeSlots(frame.lease, grace_s=0.0))
                 else:
@@ -217,3 +224,8 @@ class Hearing:
         if found is None or found[1].lease.agent != handle.agent_id or found[1].left is not None:
             return None
         return found
+
+
+def _refused(handle: AgentHandle, what: str, **names: Any) -> None:
+    """Log that something of an earlier epoch, or of a lease that is over, is not taken, and ended."""
+    log.warning("%s of before is ended", what, extra={"action": "stale_epoch", "agent": handle.agent_id, **names})
