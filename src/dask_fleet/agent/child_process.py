@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import signal
 import socket
-import termios
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from typing import Generic, TypeVar
@@ -116,7 +114,7 @@ class ChildProcess(Generic[F]):
     def _exited(self) -> None:
         self._loop.remove_reader(self._process.sentinel)
         self._drain()
-        code = _exit_code(self._process)
+        code = forked.exit_code(self._process)
         self.ended = True
         self._loop.remove_reader(self._channel.fileno())
         self._loop.remove_writer(self._channel.fileno())
@@ -138,14 +136,3 @@ class ChildProcess(Generic[F]):
             if not data:
                 return
             self._take(data)
-
-
-def _exit_code(process: ForkServerProcess) -> int | None:
-    """Return the code that the forkserver has told; ``None`` if it died before.
-
-    ``multiprocessing`` makes 255 of the latter, which a function can leave with, too: so look whether anything was told.
-    """
-    told = bytearray(4)
-    fcntl.ioctl(process.sentinel, termios.FIONREAD, told)
-    code = process.exitcode
-    return code if any(told) else None

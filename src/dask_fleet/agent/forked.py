@@ -6,8 +6,11 @@ calls `remember` there; sweeps for orphans run on the same thread, so that none 
 
 from __future__ import annotations
 
+import fcntl
+import termios
 import threading
 from collections import Counter
+from multiprocessing.context import ForkServerProcess
 
 PRELOAD = ["dask_fleet.agent.last_sweep", "dask_fleet.agent.preload"]
 """What the forkserver imports, the first before all else; whoever may start it must say the same."""
@@ -35,3 +38,13 @@ def living() -> frozenset[int]:
     """Return the pids of all that live."""
     with _lock:
         return frozenset(_living)
+
+
+def exit_code(process: ForkServerProcess) -> int | None:
+    """Return the exit code that the forkserver has told, negative for a signal; ``None`` if it has not, or died before.
+
+    ``multiprocessing`` makes 255 of the latter, which a function can leave with, too: so look whether anything was told.
+    """
+    told = bytearray(4)
+    fcntl.ioctl(process.sentinel, termios.FIONREAD, told)
+    return process.exitcode if any(told) else None

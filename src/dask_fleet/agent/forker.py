@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import socket
-import sys
-import types
 from collections.abc import Callable
 from concurrent.futures import Executor
 from multiprocessing.context import ForkServerProcess
 from typing import TypeVar
 
-from dask_fleet.agent import forked
+from dask_fleet.agent import forkservers
 from dask_fleet.agent.child_process import ChildProcess
 
 F = TypeVar("F")
@@ -30,13 +27,12 @@ class Forker:
 
     def __init__(self, thread: Executor) -> None:
         self._thread = thread
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(forked.PRELOAD)
+        self._context = forkservers.context()
 
     async def fork(
         self, target: Callable[..., None], *args: object, name: str, decode: Callable[[bytearray], F]
     ) -> ChildProcess[F]:
-        """Fork a child that calls ``target(channel, *args)``; a dead forkserver is started again.
+        """Fork a child that calls ``target(channel, *args)``; a dead forkserver is replaced.
 
         Raises
         ------
@@ -58,12 +54,5 @@ class Forker:
         self, target: Callable[..., None], channel: socket.socket, args: tuple[object, ...], name: str
     ) -> ForkServerProcess:
         process = self._context.Process(target=target, args=(channel, *args), name=name)
-        # A child imports the main module of its parent, to find what it defines; ours defines nothing a child needs.
-        main = sys.modules["__main__"]
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        try:
-            process.start()
-        finally:
-            sys.modules["__main__"] = main
-        forked.remember(process.pid or 0)
+        forkservers.start(process)
         return process

@@ -14,7 +14,10 @@ import time
 import warnings
 
 from dask_fleet.agent.orphans import become_subreaper, children
+from dask_fleet.agent.parentage import call_itself
 
+FORKSERVER = "fleet-forksrv"
+"""What ``ps`` shows a forkserver as."""
 _PID = os.getpid()
 _PATIENCE_S = 5.0
 """What cannot be killed in that time hangs in the kernel."""
@@ -37,8 +40,16 @@ def end_all() -> None:
         time.sleep(0.005)
 
 
-with contextlib.suppress(OSError):  # a kernel without it: what is left then is found by the agent's successor
-    become_subreaper()
+def take_over() -> None:
+    """Let this process, forked from a forkserver, be one itself, to which orphans come."""
+    global _PID
+    _PID = os.getpid()
+    with contextlib.suppress(OSError):  # a kernel without it: what is left then is found by the agent's successor
+        become_subreaper()
+    call_itself(FORKSERVER)
+
+
+take_over()
 # What multiprocessing says of each orphan that it was given and has taken away.
 warnings.filterwarnings("ignore", message="forkserver: waitpid returned unexpected pid")
 atexit.register(end_all)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import multiprocessing
 import os
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any
 
-from dask_fleet.agent import forked, worker_process
+from dask_fleet.agent import forked, forkservers, worker_process
 from dask_fleet.agent.forker import Forker
 from dask_fleet.agent.last_words import LastWords
 from dask_fleet.agent.orphans import end_marked, end_orphans, folder_mark
@@ -26,7 +26,7 @@ _LAST_SWEEP_S = 2.0
 
 
 class Launcher:
-    """Forks worker processes. Its one thread owns the forkserver, because forking waits until that is loaded."""
+    """Forks worker processes. Its one thread owns the forkservers, because forking waits until that is loaded."""
 
     def __init__(self, *, name: str, nthreads: int, data_dir: Path, spool: Path, logs: Path) -> None:
         self._name = name
@@ -34,6 +34,7 @@ class Launcher:
         self._folder = folder_mark(data_dir)
         self._spool = spool
         self._logs = logs
+        self._began = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="launcher")
         self.forker = Forker(self._thread)
         """Whatever else forks in this process must do it by this one, see `forked`."""
@@ -41,8 +42,7 @@ class Launcher:
     @property
     def forkserver_pid(self) -> int | None:
         """The forkserver, if one was started."""
-        pid: int | None = _forkserver()._forkserver_pid  # noqa: SLF001
-        return pid
+        return forkservers.pid()
 
     @property
     def folder(self) -> str:
@@ -50,7 +50,7 @@ class Launcher:
         return self._folder
 
     async def launch(self, *, alone: bool = False, for_lease: bool = False) -> WorkerProcess:
-        """Fork a worker process; a dead forkserver is started again.
+        """Fork a worker process; a dead forkserver is replaced.
 
         Raises
         ------
@@ -76,10 +76,19 @@ class Launcher:
             except BaseException:
                 words.close()
                 raise
+        self._began = True
+        self.have_standby()
         return WorkerProcess(
             child, words, name=f"{self._name}-{child.pid}", token=options.token, nthreads=self._nthreads, alone=alone,
             for_lease=for_lease,
         )
+
+    def have_standby(self) -> None:
+        """See to it that another forkserver waits for the death of the one in use. Returns at once."""
+        if not self._began:
+            return  # nobody has forked yet; there is nothing to fork it from
+        with contextlib.suppress(RuntimeError):  # at the end, the thread takes nothing more
+            self._thread.submit(forkservers.have_standby)
 
     async def end_orphans(self) -> int:
         """Kill what ended worker processes have left; return how much there was. Again until there is nothing."""
@@ -90,10 +99,10 @@ class Launcher:
         self._thread.submit(self._end_marked)
 
     def close(self) -> None:
-        """End the forkserver; all workers must have ended. Blocks."""
+        """End the forkservers; all workers must have ended. Blocks."""
 
         def stop() -> None:
-            _forkserver()._stop()  # noqa: SLF001
+            forkservers.stop()
             until = time.monotonic() + _LAST_SWEEP_S
             while self._end_orphans() and time.monotonic() < until:
                 time.sleep(0.005)
@@ -108,9 +117,9 @@ class Launcher:
         count, server = 0, self.forkserver_pid
         if server is not None:
             count += end_orphans(server, known=living, spared=living)
-        # This process starts nothing but the forkserver and what multiprocessing starts for itself.
-        own = {server, getattr(resource_tracker, "_resource_tracker")._pid}  # noqa: B009, SLF001
-        count += end_orphans(os.getpid(), known={pid for pid in own if pid}, reap=True)
+        # This process starts nothing but forkservers and what multiprocessing starts for itself.
+        own = {*forkservers.known(), getattr(resource_tracker, "_resource_tracker")._pid}  # noqa: B009, SLF001
+        count += end_orphans(os.getpid(), known=own, reap=True)
         if count:
             log.info("orphans ended", extra={"action": "orphans_ended", "orphans": count})
         return count
@@ -118,7 +127,3 @@ class Launcher:
     def _end_marked(self) -> None:
         if count := end_marked(self._folder):
             log.warning("orphans of an earlier agent ended", extra={"action": "orphans_ended", "orphans": count})
-
-
-def _forkserver() -> Any:
-    return getattr(forkserver, "_forkserver")  # noqa: B009 - private, and the only way to its pid and its end

@@ -1,10 +1,12 @@
-"""Ties a worker process to its forkserver: when that dies, however it dies, the kernel kills the worker."""
+"""Ties a worker process to its forkserver: when that dies, however it dies, the kernel kills the worker. And names it."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+from contextlib import suppress
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -25,3 +27,9 @@ def die_with_parent(expected_parent: int) -> None:
         raise OSError(number, f"prctl(PR_SET_PDEATHSIG) failed: {os.strerror(number)}")
     if os.getppid() != expected_parent:
         os._exit(1)
+
+
+def call_itself(name: str) -> None:
+    """Let ``ps`` and ``top`` tell processes apart that share a command line. 15 characters count."""
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text(name, encoding="ascii")

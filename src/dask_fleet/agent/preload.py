@@ -15,7 +15,10 @@ FORKSERVER_PID = os.getpid()
 
 _HEAVY = (
     "msgspec",
-    "pydantic",
+    "pydantic.json_schema",
+    "pydantic.main",
+    "pydantic.type_adapter",
+    "jsonschema_rs",
     "numpy",
     "pandas",
     "pyarrow",
@@ -23,13 +26,24 @@ _HEAVY = (
     "dask.array",
     "dask.dataframe",
     "distributed",
+    "dask_fleet.agent.capture",
+    "dask_fleet.agent.standby",
     "dask_fleet.agent.worker_process",
     "dask_fleet.agent.runner",
+    "dask_fleet.observability.logs",
+    "dask_fleet.services.loading",
+    "dask_fleet.services.parameters",
     "dask_fleet.agent.clusters.membership",
     "dask_fleet.agent.clusters.scheduler_process",
     "dask_fleet.agent.clusters.fleet_scheduler",
     "dask_fleet.agent.job_cluster",
 )
+
+
+def take_over() -> None:
+    """Let this process, forked from a forkserver, be one itself."""
+    global FORKSERVER_PID
+    FORKSERVER_PID = os.getpid()
 
 
 def _preload() -> None:

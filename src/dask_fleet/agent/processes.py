@@ -73,7 +73,9 @@ class Processes:
         self._on_change = on_change
         self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
-        self._watch = Watch(self.all, lambda: launcher.forkserver_pid, limit_bytes=memory_limit_bytes)
+        self._watch = Watch(
+            self.all, lambda: launcher.forkserver_pid, tend=launcher.have_standby, limit_bytes=memory_limit_bytes
+        )
         self._sweep: asyncio.Task[None] | None = None
         self._swept_enough = True
         self._launching: set[asyncio.Task[None]] = set()

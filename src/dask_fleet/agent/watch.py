@@ -22,7 +22,9 @@ from dask_fleet.config.memory import memory_cgroups, oom_kills
 log = logging.getLogger(__name__)
 
 _COUNT_EVERY = 8
-"""Looks between two readings of what the kernel has killed: what it did long ago explains nothing that happens now."""
+"""Looks between two readings of what the kernel has killed (what it did long ago explains nothing that happens now), and
+between two looks after the forkserver in waiting.
+"""
 
 
 class Watch:
@@ -34,6 +36,8 @@ class Watch:
         Returns those to look at.
     forkserver_pid
         Returns the forkserver: one that is stopped forks nothing and tells of no death, so it is killed, with its children.
+    tend
+        Called now and then, to see to what nobody waits for.
     limit_bytes
         Memory each may have; 0 for no limit.
     """
@@ -43,8 +47,10 @@ class Watch:
         processes: Callable[[], Iterable[WorkerProcess]],
         forkserver_pid: Callable[[], int | None],
         *,
+        tend: Callable[[], None] = lambda: None,
         limit_bytes: int,
     ) -> None:
+        self._tend = tend
         self._processes = processes
         self._forkserver_pid = forkserver_pid
         self._forkserver: Vitals | None = None
@@ -96,8 +102,10 @@ class Watch:
     def _look(self) -> None:
         now = self._loop.time()
         self._looks += 1
-        if self._looks % _COUNT_EVERY == 0 and self._cgroups:
-            self._count_oom_kills()
+        if self._looks % _COUNT_EVERY == 0:
+            self._tend()
+            if self._cgroups:
+                self._count_oom_kills()
         self._look_at_forkserver(now)
         wait_s = min((self._look_at(worker, now) for worker in self._processes()), default=0.5)
         self._timer = self._loop.call_later(wait_s, self._look)

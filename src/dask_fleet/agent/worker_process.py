@@ -77,11 +77,15 @@ def main(channel: socket.socket, words: Connection, options: WorkerOptions) -> N
     os._exit(0)  # not sys.exit: threads of user code and its atexit handlers must not hold the place
 
 
-def settle(folder: str, words: Connection | None = None) -> None:
-    """Tie the process to its parent and cut it off from what it inherited. `words` becomes standard error."""
+def settle(folder: str, words: Connection | None = None, *, name: str = "fleet-worker") -> None:
+    """Tie the process to its parent and cut it off from what it inherited. `words` becomes standard error.
+
+    `name`, of at most 15 characters, is what ``ps`` and ``top`` show it as.
+    """
     from dask_fleet.agent import preload
 
     parentage.die_with_parent(preload.FORKSERVER_PID)
+    parentage.call_itself(name)
     # A group of its own: the agent kills it with whatever the user's code has started.
     os.setpgid(0, 0)
     # Ctrl-C in the agent's terminal is the agent's to handle.
@@ -96,13 +100,13 @@ def settle(folder: str, words: Connection | None = None) -> None:
     for name in SECRETS:
         os.environ.pop(name, None)
     os.environ[MARK] = f"{folder}:{os.getpid()}"
-    _let_the_forkserver_end()
+    let_the_forkserver_end()
     from dask_fleet.observability import logs
 
     logs.configure()
 
 
-def _let_the_forkserver_end() -> None:
+def let_the_forkserver_end() -> None:
     """Give up our end of the pipe by which the forkserver knows that it is needed.
 
     Every child inherits it, so the forkserver would outlive a killed agent as long as one child lives, and the child, whose

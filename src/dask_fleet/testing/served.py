@@ -39,6 +39,8 @@ class FleetProcess:
 
     pid: int
     ppid: int
+    name: str
+    """As ``ps -o comm`` shows it."""
     command: str
     mark: str
     """Which fleet it belongs to."""
@@ -283,6 +285,7 @@ class ServedFleet:
             process.pid
             for process in everyone.values()
             if process.role == "forkserver" and process.ppid in everyone and everyone[process.ppid].role == "forkserver"
+            and process.name != "fleet-forksrv"  # another one in waiting
         ]
 
     # ------------------------------------------------------------------ asking
@@ -423,9 +426,11 @@ def marked_processes(mark: str) -> Iterator[FleetProcess]:
                 command = Path(entry.path, "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
             except OSError:  # ended meanwhile
                 continue
-            state, ppid = stat.rpartition(")")[2].split()[:2]
+            head, _, tail = stat.rpartition(")")
+            state, ppid = tail.split()[:2]
             if state not in {"Z", "X"}:
-                yield FleetProcess(pid=int(entry.name), ppid=int(ppid), command=command.strip(), mark=found)
+                name = head.partition("(")[2]
+                yield FleetProcess(int(entry.name), int(ppid), name, command.strip(), mark=found)
 
 
 def _mark_of(pid: int) -> str:

@@ -236,21 +236,37 @@ class AgentProcess:
         return found
 
     def workers(self) -> list[psutil.Process]:
-        """The worker processes: children of the forkserver that are not adopted from elsewhere."""
+        """The worker processes: children of the forkserver that are not adopted from elsewhere, nor its standby."""
         forkserver = self.forkserver()
         if forkserver is None:
             return []
         own = {process.pid for process in self.members()}
-        return [process for process in forkserver.children() if process.pid in own]
+        return [process for process in forkserver.children() if process.pid in own and process.name() != "fleet-forksrv"]
 
     def forkserver(self) -> psutil.Process | None:
         for process in psutil.Process(self.popen.pid).children():
-            if "multiprocessing.forkserver" in " ".join(process.cmdline()):
-                return process
+            with suppress(psutil.NoSuchProcess):  # a zombie, or gone meanwhile
+                if "multiprocessing.forkserver" in " ".join(process.cmdline()):
+                    return process
+        return None
+
+    def standby(self) -> psutil.Process | None:
+        """The forkserver that waits for the death of the one in use."""
+        forkserver = self.forkserver()
+        for process in [] if forkserver is None else forkserver.children():
+            with suppress(psutil.NoSuchProcess):
+                if process.name() == "fleet-forksrv" and _selects(process.pid):  # not a child that has yet to name itself
+                    return process
         return None
 
     def log(self) -> str:
         return (self.data_dir / "agent.log").read_text()
+
+
+def _selects(pid: int) -> bool:
+    with suppress(OSError):
+        return any("eventpoll" in str(entry.readlink()) for entry in list(Path(f"/proc/{pid}/fd").iterdir()))
+    return False
 
 
 @contextmanager

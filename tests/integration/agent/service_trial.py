@@ -183,6 +183,18 @@ def scatters(path: str, end: bool = False) -> None:
 
 
 @service.endpoint()
+def depth() -> int:
+    """How many calls deep a function can go."""
+    def deeper(n: int) -> int:
+        try:
+            return deeper(n + 1)
+        except RecursionError:
+            return n
+
+    return deeper(0)
+
+
+@service.endpoint()
 def spools(path: str) -> bytes:
     """Die while a large result is being written."""
     folder = Path(path)

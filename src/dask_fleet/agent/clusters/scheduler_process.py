@@ -49,7 +49,7 @@ def main(channel: socket.socket, folder: str = "") -> None:
     """Serve the agent at the other end of `channel` until the cluster ends or the agent is gone. Does not return."""
     from dask_fleet.agent.worker_process import settle
 
-    settle(folder)
+    settle(folder, name="fleet-scheduler")
     code = 0
     try:
         asyncio.run(_Process(channel).run())
