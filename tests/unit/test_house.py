@@ -28,7 +28,8 @@ def test_imports_go_down_only() -> None:
 
 def test_no_file_is_too_long_or_called_utils() -> None:
     assert SOURCES
-    long = {path.name: lines for path in SOURCES if (lines := len(path.read_text("utf-8").splitlines())) > 600}
+    ours = [*SOURCES, *(path for part in ("tests", "benchmarks", "scripts") for path in (ROOT / part).rglob("*.py"))]
+    long = {path.name: lines for path in ours if (lines := len(path.read_text("utf-8").splitlines())) > 600}
     assert not long
     assert not [path for path in SOURCES if path.stem in {"utils", "util", "helpers", "common", "misc"}]
 
@@ -72,3 +73,38 @@ def test_scripts_are_posix_shell(script: Path) -> None:
 def test_decisions_have_numbers_of_their_own() -> None:
     numbers = [path.name[:4] for path in sorted((ROOT / "docs" / "decisions").glob("*.md"))]
     assert numbers == [f"{number:04}" for number in range(1, len(numbers) + 1)]
+
+
+MUTABLE = {"dict", "list", "set", "deque", "OrderedDict", "Counter", "defaultdict", "WeakSet", "WeakValueDictionary"}
+PROCESS_WIDE = {
+    "agent/forked.py:_living": "what the process's one forkserver has forked",
+    "agent/job_clients.py:_NONE": "stands in a place that Dask only reads",
+    "client/control.py:_links": "one link a server, shared by the clusters of a program",
+    "client/embedded.py:_fleets": "what the program has started must end with it",
+    "services/loading.py:_folders": "sys.path is the process's, too",
+    "services/loading.py:_loaded": "a module is imported once a process",
+    "services/loading.py:_versions": "a module is imported once a process",
+}
+"""Everything else belongs to an object that somebody makes and closes."""
+
+
+def test_no_state_hides_in_a_module() -> None:
+    found = set()
+    for path in SOURCES:
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if not isinstance(node, ast.Assign | ast.AnnAssign):
+                continue
+            target, value = (node.targets[0] if isinstance(node, ast.Assign) else node.target), node.value
+            empty = isinstance(value, ast.Dict | ast.List) and not ast.unparse(value)[1:-1]
+            made = isinstance(value, ast.Call) and ast.unparse(value.func).rpartition(".")[2] in MUTABLE and not value.args
+            if empty or made:
+                found.add(f"{path.relative_to(ROOT / 'src' / 'dask_fleet')}:{ast.unparse(target)}")
+    assert found == set(PROCESS_WIDE)
+
+
+def test_every_task_has_a_name() -> None:
+    """What a log or a debugger says of a task must tell what it was for."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in {"create_task", "ensure_future"}:
+                assert "name" in {keyword.arg for keyword in node.keywords}, f"{path}:{node.lineno}"

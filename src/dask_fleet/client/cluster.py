@@ -204,7 +204,7 @@ class FleetCluster(Cluster):  # type: ignore[misc]
                 await self._begin()
             except BaseException:
                 # Ctrl-C and time-outs as well: nothing is left running, whatever had been asked for by then.
-                await asyncio.shield(asyncio.ensure_future(in_thread(self._give_up)))
+                await asyncio.shield(asyncio.create_task(in_thread(self._give_up), name="give-up"))
                 raise
         return self
 

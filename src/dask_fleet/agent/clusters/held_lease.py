@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,7 +80,7 @@ class HeldLease:
         lender: Lender,
         host: str,
         memory_limit_bytes: int,
-        local: Callable[[], Awaitable[tuple[str, Credentials]]] | None,
+        local: Callable[[], Coroutine[Any, Any, tuple[str, Credentials]]] | None,
         send: Callable[[Any], None],
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -194,9 +194,12 @@ class HeldLease:
         expires_us = time.time_ns() // 1000 + int(MAX_CERTIFICATE_LIFETIME_S * 1e6)
         return Credentials(signature.ca.decode(), signature.certificate.decode(), self._key, expires_us)
 
-    async def _unless_leaving(self, step: Awaitable[Any], timeout_s: float | None, too_late: str) -> Any:
+    async def _unless_leaving(
+        self, step: Coroutine[Any, Any, Any] | asyncio.Future[Any], timeout_s: float | None, too_late: str
+    ) -> Any:
         """Wait for `step`, but no longer than until the lease is to end."""
-        task = asyncio.ensure_future(step)
+        name = f"lease-step-{self.grant.lease}"
+        task = step if isinstance(step, asyncio.Future) else asyncio.create_task(step, name=name)
         try:
             await asyncio.wait([task, self._leaving], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
