@@ -109,7 +109,7 @@ def create(
         return
     stderr().print(
         f"cluster {document['name']} runs at {document['address']} with {document['workers']} of {document['n_workers']} "
-        "workers. Close it with `dask-fleet clusters close`.",
+        f"workers. Close it with `dask-fleet clusters close {document['name']}`.",
         soft_wrap=True, highlight=False, markup=False,
     )  # fmt: skip
     typer.echo(document["name"])

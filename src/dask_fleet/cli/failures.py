@@ -10,6 +10,7 @@ from typing import Any
 
 from dask_fleet.model.errors import (
     CapacityError,
+    Conflict,
     FleetError,
     InvalidParameters,
     JobError,
@@ -20,6 +21,7 @@ from dask_fleet.model.errors import (
 )
 
 _SENTENCE = re.compile(r"(?<=[^.\s]{2}[.!?])\s+(?=[A-Z])")
+_REFRESH = "With the command line: `dask-fleet call SERVICE.ENDPOINT … --refresh`."
 
 
 def exit_code(error: FleetError) -> int:
@@ -35,7 +37,8 @@ def told(error: FleetError) -> tuple[str, str]:
         (JobError, lambda: f"See its attempts with `dask-fleet jobs show {job_id}`; run it again with `jobs retry`."),
         (ResultExpired, lambda: "Call the endpoint again to compute it anew."),
         (CapacityError, lambda: "Nothing is wrong with the request: send it again in a while."),
-        (NotFound, lambda: "`dask-fleet jobs list` shows the jobs, `dask-fleet call` without arguments the endpoints."),
+        (NotFound, lambda: _where_to_look(error.detail)),
+        (Conflict, lambda: _REFRESH if error.extra.get("job_status") == "succeeded" else ""),
     ]
     what, *rest = _SENTENCE.split(error.detail, maxsplit=1)
     if isinstance(error, WaitTimeout):
@@ -47,6 +50,17 @@ def told(error: FleetError) -> tuple[str, str]:
         if isinstance(error, cls) and (job_id is not None or cls not in {WaitTimeout, JobError}):
             return what, cure()
     return what, ""
+
+
+def _where_to_look(detail: str) -> str:
+    """Return which command lists what was not found; nothing if the message says what there is itself."""
+    for thing, cure in (
+        ("no such job", "`dask-fleet jobs list` shows the jobs."),
+        ("no such cluster", "`dask-fleet clusters list` shows those that live, with --all ended ones too."),
+    ):
+        if detail.startswith(thing):
+            return cure
+    return ""
 
 
 def fields_told(error: FleetError) -> list[str]:

@@ -48,7 +48,7 @@ def error_from(status: int, headers: Mapping[str, str], body: bytes) -> FleetErr
     if not detail:
         detail = f"the server answered {status}: {body[:200].decode('utf-8', 'replace').strip() or 'nothing more'}"
     if cls is Unauthorized:
-        detail += " Set FLEET_TOKEN (or FLEET_TOKEN_FILE) to the token in the server's DATA_DIR/token."
+        detail = detail.rstrip(".") + ". Set FLEET_TOKEN (or FLEET_TOKEN_FILE) to the token in the server's DATA_DIR/token."
     extra = {key: value for key, value in document.items() if key not in _MEMBERS and key != "retry_after_s"}
     error = cls(detail, retry_after_s=retry_after(headers), **extra)
     if isinstance(error, JobError):
