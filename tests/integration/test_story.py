@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
+from dask_fleet.client.sync_client import Client
+from dask_fleet.model.errors import JobFailed
 from dask_fleet.testing.served import ServedFleet
 
 SERVICE = """
@@ -45,6 +49,12 @@ def test_a_story_outlives_the_server_that_saw_it(tmp_path: Path) -> None:
             job_id = fleet.post(endpoint, params).json()["job_id"]
             fleet.until(lambda job_id=job_id: fleet.job(job_id, wait=5)["finished_at"], "the end", timeout_s=60)
             ids.append(job_id)
+        assert fleet.job(ids[0])["error"]["signal"] == "SIGSEGV"
+        attempts = fleet.request("GET", f"/v1/jobs/{ids[0]}/attempts").json()["attempts"]
+        assert [attempt["error"]["signal"] for attempt in attempts] == ["SIGSEGV"] * 2
+        with Client(fleet.url, token=fleet.token) as client, pytest.raises(JobFailed) as refused:
+            client.job(ids[0]).result()
+        assert (refused.value.cause, refused.value.signal, refused.value.exit_code) == ("worker_died", "SIGSEGV", None)
         before = [told(fleet, job_id) for job_id in ids]
         crashed, shaken = before
         assert crashed[0] == f"story.crash, job {ids[0]} of admin: failed"

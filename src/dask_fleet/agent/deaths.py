@@ -25,6 +25,10 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
     ordered: bool = False
     """Whether it was none of its attempts' doing: nobody is charged."""
     peak_bytes: int | None = None
+    signal: str | None = None
+    """What ended it, if that was a signal of somebody else's."""
+    exit_code: int | None = None
+    """What it left with, if it did."""
 
     def blame(self, company: int) -> Blame:
         """Return who may have caused it, where `company` attempts were in the process."""
@@ -75,8 +79,15 @@ def of_exit(code: int | None, *, last_bytes: int, peak_bytes: int, limit_bytes: 
     if code == -signal.SIGKILL and (oom_killed or (limit_bytes and last_bytes >= _NEAR_LIMIT * limit_bytes)):
         limit = f" of the {readable(limit_bytes)} it may have" if limit_bytes else ""
         how = f"was killed by the kernel for want of memory: it was seen with {readable(peak_bytes)}{limit}"
-        return Death(cause=Cause.MEMORY_LIMIT, how=f"{how}; {_TO_USE_LESS}", peak_bytes=peak_bytes)
-    return Death(cause=Cause.WORKER_DIED, how=describe_exit(code))
+        return Death(
+            cause=Cause.MEMORY_LIMIT, how=f"{how}; {_TO_USE_LESS}", peak_bytes=peak_bytes, signal=signal_name(-code)
+        )
+    return Death(
+        cause=Cause.WORKER_DIED,
+        how=describe_exit(code),
+        signal=signal_name(-code) if code < 0 else None,
+        exit_code=code if code >= 0 else None,
+    )
 
 
 def describe_exit(code: int | None) -> str:
@@ -85,10 +96,16 @@ def describe_exit(code: int | None) -> str:
         return WITH_ITS_FORKSERVER.how
     if code >= 0:
         return f"ended with exit code {code}"
+    name = signal_name(-code)
+    return f"was killed by {'' if name.startswith('SIG') else 'signal '}{name}"
+
+
+def signal_name(number: int) -> str:
+    """Return what a signal is called, ``"SIGSEGV"``; its number if it has no name, as most real-time ones."""
     try:
-        return f"was killed by {signal.Signals(-code).name}"
+        return signal.Signals(number).name
     except ValueError:
-        return f"was killed by signal {-code}"
+        return str(number)
 
 
 def verdict_on_death(
@@ -104,7 +121,12 @@ def verdict_on_death(
     if attempt.timed_out:
         return ended(attempt.start, AttemptState.FAILED, worker, now_us, timeout_failure(attempt))
     failure = Failure.bounded(
-        death.cause, f"the worker process {death.how}", traceback=last_words, peak_bytes=death.peak_bytes
+        death.cause,
+        f"the worker process {death.how}",
+        traceback=last_words,
+        peak_bytes=death.peak_bytes,
+        signal=death.signal,
+        exit_code=death.exit_code,
     )
     lost = ended(attempt.start, AttemptState.LOST, worker, now_us, failure)
     return msgspec.structs.replace(lost, blame=death.blame(company))

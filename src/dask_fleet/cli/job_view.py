@@ -140,7 +140,8 @@ def _failure_text(failure: Mapping[str, Any]) -> str:
     if not failure:
         return ""
     kind = f"{failure['type']}: " if failure.get("type") else ""
-    return f"{failure.get('cause')}: {kind}{failure.get('message') or ''}"
+    signal = f" ({failure['signal']})" if failure.get("signal") else ""
+    return f"{failure.get('cause')}{signal}: {kind}{failure.get('message') or ''}"
 
 
 def _progress_text(progress: Mapping[str, Any]) -> str:

@@ -229,6 +229,8 @@ def ended(job: JobRecord, end: AttemptEnd, *, now_us: int) -> Change | None:
                       superseded_run=job.result_run)
     if end.failure is not None:
         data["cause"] = end.failure.cause
+        if end.failure.signal is not None:
+            data["signal"] = end.failure.signal
     if event is RunEvent.REQUEUE:
         data["not_before_us"] = end.not_before_us
     if event is RunEvent.CANCEL and job.cancel_requested_by is not None:

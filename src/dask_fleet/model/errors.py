@@ -186,8 +186,23 @@ class JobError(FleetError, code="job_failed", status=409, title="The job has no 
 
     @property
     def failure(self) -> dict[str, Any] | None:
-        """Members of `Failure`: ``cause``, ``message``, ``type``, ``traceback``, ``errors``."""
+        """Members of `Failure`: ``cause``, ``message``, ``type``, ``traceback``, ``errors``, ``signal``, ``exit_code``."""
         return self.extra.get("failure")
+
+    @property
+    def cause(self) -> str | None:
+        """The word for why (``exception``, ``worker_died``, ``memory_limit``, …); ``None`` if it was no failure."""
+        return (self.failure or {}).get("cause")
+
+    @property
+    def signal(self) -> str | None:
+        """The signal that ended its worker process, as ``"SIGSEGV"``; ``None`` if none did."""
+        return (self.failure or {}).get("signal")
+
+    @property
+    def exit_code(self) -> int | None:
+        """What its worker process left with; ``None`` if it did not leave by itself."""
+        return (self.failure or {}).get("exit_code")
 
 
 class JobFailed(JobError, title="The job failed"):

@@ -26,7 +26,7 @@ class Cause(StrEnum):
     RESULT_STORE_FULL = "result_store_full"
     """The result could not be written."""
     WORKER_DIED = "worker_died"
-    """The worker process ended under the attempt; the message has its exit code or signal."""
+    """The worker process ended under the attempt; ``signal`` or ``exit_code`` says how."""
     MEMORY_LIMIT = "memory_limit"
     """The worker process came too close to its memory limit and was killed; ``peak_bytes`` says how much it had."""
     STOPPED = "stopped"
@@ -72,6 +72,12 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     type: str = ""
     """Name of the exception's class, for people; nothing looks it up."""
     traceback: str = ""
+    signal: str | None = None
+    """For ``worker_died`` and ``memory_limit``: the signal that ended the worker process, as ``"SIGSEGV"``, unless the agent
+    itself sent it.
+    """
+    exit_code: int | None = None
+    """For ``worker_died``: what the worker process left with, where it was no signal."""
     peak_bytes: int | None = None
     """For ``memory_limit``: the most memory (resident set) seen of the worker process, in bytes."""
     errors: list[dict[str, object]] = []
@@ -79,7 +85,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @classmethod
     def bounded(cls, cause: Cause, message: str, *, type: str = "", traceback: str = "",  # noqa: A002
-                errors: list[dict[str, object]] | None = None, peak_bytes: int | None = None) -> Failure:
+                errors: list[dict[str, object]] | None = None, peak_bytes: int | None = None,
+                signal: str | None = None, exit_code: int | None = None) -> Failure:
         """Return a failure whose texts can be sent and are cut to their limits (the end of a traceback is what tells)."""
         message, traceback = sendable(message), sendable(traceback)
         if len(traceback) > MAX_TRACEBACK_CHARS:
@@ -88,7 +95,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             message = message[:MAX_MESSAGE_CHARS] + "…"
         told = [_sendable_error(error) for error in (errors or [])[:100]]
         return cls(
-            cause=cause, message=message, type=type[:200], traceback=traceback, errors=told, peak_bytes=peak_bytes
+            cause=cause, message=message, type=type[:200], traceback=traceback, errors=told, peak_bytes=peak_bytes,
+            signal=signal, exit_code=exit_code,
         )
 
 

@@ -20,9 +20,15 @@ _FAILURE = object_of(
         "type": {"type": "string", "description": "Name of the exception's class."},
         "traceback": {"type": "string"},
         "errors": {"type": "array", "items": {"type": "object"}},
+        "signal": {
+            "type": "string",
+            "description": "With `worker_died`, and `memory_limit` where it was the kernel: what ended the worker process.",
+            "examples": ["SIGSEGV"],
+        },
+        "exit_code": {"type": "integer", "description": "With `worker_died`: what it left with, where it was no signal."},
         "peak_bytes": {"type": "integer", "description": "With `memory_limit`: the most memory that was seen."},
     },
-    optional=("type", "traceback", "errors", "peak_bytes"),
+    optional=("type", "traceback", "errors", "signal", "exit_code", "peak_bytes"),
 )
 
 _COUNT = {"type": "integer", "minimum": 0}

@@ -26,12 +26,17 @@ def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 
 def test_a_worker_that_dies_loses_its_attempt_and_is_replaced(mortal: Shared, tmp_path: Path) -> None:
     async def scene(server: FakeServer) -> None:
-        for how, said in [("os._exit", "exit code 7"), ("segfault", "SIGSEGV"), ("kill", "SIGKILL")]:
+        for how, said, ended_by in [
+            ("os._exit", "exit code 7", (7, None)),
+            ("segfault", "SIGSEGV", (None, "SIGSEGV")),
+            ("kill", "SIGKILL", (None, "SIGKILL")),
+        ]:
             outcome = await server.call("leaves", how=how)
             assert outcome.state is AttemptState.LOST
             assert outcome.failure is not None
             assert outcome.failure.cause is Cause.WORKER_DIED
             assert said in outcome.failure.message
+            assert (outcome.failure.exit_code, outcome.failure.signal) == ended_by
             assert await server.value("double", n=4) == 8
         assert len(mortal.agent.workers()) == 1
 

@@ -15,7 +15,7 @@ from dask_fleet.model.states import AttemptState
 
 GIB = 1 << 30
 KILLED = -int(signal.SIGKILL)
-DIED = Death(cause=Cause.WORKER_DIED, how="was killed by SIGSEGV")
+DIED = Death(cause=Cause.WORKER_DIED, how="was killed by SIGSEGV", signal="SIGSEGV")
 
 
 def exit_with(code: int | None, *, last: float = 0.1, limit: int = GIB, oom: bool = False) -> Death:
@@ -24,9 +24,12 @@ def exit_with(code: int | None, *, last: float = 0.1, limit: int = GIB, oom: boo
 
 class TestCause:
     def test_an_exit_or_a_signal_is_what_it_is(self) -> None:
-        assert exit_with(7) == Death(cause=Cause.WORKER_DIED, how="ended with exit code 7")
+        assert exit_with(7) == Death(cause=Cause.WORKER_DIED, how="ended with exit code 7", exit_code=7)
         assert exit_with(-11) == DIED
         assert exit_with(KILLED).cause is Cause.WORKER_DIED
+        assert exit_with(KILLED, oom=True).signal == "SIGKILL"
+        assert exit_with(-63).how == "was killed by signal 63"  # a real-time one without a name
+        assert exit_with(-63).signal == "63"
 
     def test_with_the_forkserver_nobody_is_to_blame(self) -> None:
         death = exit_with(None, last=0.99, oom=True)
