@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _CLONE_NEWNET = 0x40000000
+_numbers = itertools.count()
 _NOBODY = "02:00:00:00:00:66"
 """An Ethernet address that nobody has: what is sent there is dropped without a word, as by a firewall."""
 
@@ -68,7 +70,7 @@ class Side:
 
 @contextlib.contextmanager
 def two_hosts() -> Iterator[tuple[Side, Side]]:
-    """Two hosts with a wire.
+    """Two hosts with a wire; each pair is a world of its own, so several tests may have one at a time.
 
     Raises
     ------
@@ -79,7 +81,7 @@ def two_hosts() -> Iterator[tuple[Side, Side]]:
         raise OSError("the program `ip` (package iproute2) is not there")
     if os.geteuid() != 0:
         raise OSError("only root can make network namespaces")
-    tag = f"{os.getpid() % 100_000}"
+    tag = f"{os.getpid() % 100_000}-{next(_numbers)}"
     left, right = Side(f"fleet-a{tag}", "10.231.77.1", "wire-a"), Side(f"fleet-b{tag}", "10.231.77.2", "wire-b")
     made: list[str] = []
     try:

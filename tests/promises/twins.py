@@ -226,6 +226,19 @@ def stock_http() -> None:
     serve.FleetHTTPProtocol = Stock  # type: ignore[misc, assignment]
 
 
+def endless_leases() -> None:
+    """Take every agent for alive for ever, heard of or not."""
+    from dask_fleet.controller.leases import LeaseKeeper
+
+    honest = LeaseKeeper.step
+
+    async def patient(self: LeaseKeeper) -> None:
+        self._heard.update(self._held)
+        await honest(self)
+
+    LeaseKeeper.step = patient  # type: ignore[method-assign]
+
+
 TWINS: dict[str, Callable[[], None]] = {
     "unpickles-bodies": unpickles_bodies,
     "unpickles-results": unpickles_results,
@@ -236,6 +249,7 @@ TWINS: dict[str, Callable[[], None]] = {
     "check-then-insert": check_then_insert,
     "no-fence": no_fence,
     "no-epoch": no_epoch,
+    "endless-leases": endless_leases,
     "fail-together": fail_together,
     "stock-http": stock_http,
 }

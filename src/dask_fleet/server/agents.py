@@ -57,9 +57,20 @@ class _Outbox:
 
 
 def _messages(frames: list[ServerFrame]) -> list[bytes]:
-    """Encode frames to as few messages as the size limit allows."""
-    message = encode_batch(frames)
-    if len(message) <= MAX_MESSAGE_BYTES or len(frames) == 1:
+    """Encode frames to as few messages as the size limit allows.
+
+    A frame that cannot be encoded is left out, whatever has let it come so far: it must not silence the server to an agent
+    that others' jobs are on.
+    """
+    try:
+        message = encode_batch(frames)
+    except Exception:
+        if len(frames) == 1:
+            kind = type(frames[0]).__name__
+            log.exception("a frame cannot be encoded and is left out", extra={"action": "frame_left_out", "frame": kind})
+            return []
+        message = None
+    if message is not None and (len(message) <= MAX_MESSAGE_BYTES or len(frames) == 1):
         return [message]
     half = len(frames) // 2
     return _messages(frames[:half]) + _messages(frames[half:])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,6 +21,8 @@ MAX_WORKERS = 100_000
 MAX_THREADS = 4_096
 MAX_SECONDS = 10 * 365 * 86_400.0
 MAX_CSR_CHARS = 16_384
+MAX_RESOURCE = 1e15
+"""Of one resource: bytes of memory, say, given as a plain number."""
 _NAME = re.compile(NAME_PATTERN.removesuffix("$") + r"\Z")
 _MODULE = re.compile(r"[A-Za-z_][\w.]{0,200}\Z")
 _CSR_BEGIN = "-----BEGIN CERTIFICATE REQUEST-----"
@@ -199,7 +200,7 @@ def _size(value: Any) -> int:
 
 
 def _resources(value: Any) -> dict[str, float]:
-    wish = 'an object of at most 100 positive numbers such as {"GPU": 1}'
+    wish = f'an object of at most 100 positive numbers up to {MAX_RESOURCE:.0e} such as {{"GPU": 1}}'
     if not isinstance(value, dict) or len(value) > 100:
         raise ValueError(wish)
     found: dict[str, float] = {}
@@ -207,8 +208,9 @@ def _resources(value: Any) -> dict[str, float]:
         if (
             isinstance(number, bool)
             or not isinstance(number, int | float)
-            or not 0 < number < math.inf
+            or not 0 < number <= MAX_RESOURCE
             or not 0 < len(name) <= 100
+            or not name.isprintable()
         ):
             raise ValueError(wish)
         found[name] = float(number)
@@ -218,6 +220,15 @@ def _resources(value: Any) -> dict[str, float]:
 def _config(value: Any) -> dict[str, object]:
     if not isinstance(value, dict) or not all(name for name in value):
         raise ValueError("an object of Dask's configuration, with dotted keys or nested")
+    rest: list[Any] = [value]
+    while rest:
+        part = rest.pop()
+        if isinstance(part, dict):
+            rest += part.values()
+        elif isinstance(part, list):
+            rest += part
+        elif isinstance(part, int) and not -(1 << 63) <= part < 1 << 64:
+            raise ValueError("an object of Dask's configuration, its whole numbers of 64 bits at most")
     return value
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from tests.unit.controller.rig import Rig, run
 
-from dask_fleet.protocol.frames import PROTOCOL_VERSION, Hello, Ready, encode_batch
-from dask_fleet.server.agents import serve_agent
+from dask_fleet.protocol.frames import PROTOCOL_VERSION, Hello, Ready, decode_from_agent, encode_batch
+from dask_fleet.server.agents import _Outbox, serve_agent
 
 HELLO = Hello(PROTOCOL_VERSION, "local-a", "local", 1, 1, "", [])
 
@@ -32,3 +33,32 @@ def test_an_agent_that_begins_wrongly_is_sent_away_and_holds_nothing(first: list
         assert (sent[-1]["type"], sent[-1]["code"]) == ("websocket.close", 1002)
 
     refused()
+
+
+def test_a_frame_that_cannot_be_encoded_costs_no_other_its_way(caplog: pytest.LogCaptureFixture) -> None:
+    """It did once: a cluster's configuration with a number of 400 digits, and the agent heard of nothing any more."""
+    sent: list[bytes] = []
+    frames = [Ready({f"service{number}": "v"}, {}, 1) for number in range(5)]
+    frames[2] = Ready({}, {}, 10**400)
+
+    async def send(message: Any) -> None:
+        sent.append(message["bytes"])
+        if sum(len(decode_from_agent(data)) for data in sent) == 4:
+            all_there.set()
+
+    all_there = asyncio.Event()
+
+    async def main() -> None:
+        outbox = _Outbox(send)
+        writer = asyncio.create_task(outbox.write_forever())
+        for frame in frames:
+            outbox.put(frame)  # type: ignore[arg-type]
+        async with asyncio.timeout(20):
+            await all_there.wait()
+        assert not writer.done()
+        writer.cancel()
+        await asyncio.gather(writer, return_exceptions=True)
+
+    asyncio.run(main())
+    assert [frame for data in sent for frame in decode_from_agent(data)] == [*frames[:2], *frames[3:]]
+    assert [record.action for record in caplog.records] == ["frame_left_out"]  # type: ignore[attr-defined]
