@@ -165,16 +165,16 @@ def unpickles_bodies() -> None:
 
     from dask_fleet.server import submit
 
-    honest = submit.read_body
+    honest = submit.read_decoded
 
-    async def convenient(scope: Any, receive: Any, **rest: Any) -> bytes:
+    async def convenient(scope: Any, receive: Any, decode: Any, **rest: Any) -> Any:
         headers = dict(scope["headers"])
         if headers.get(b"content-type") == b"application/x-python-pickle":
             pickle.loads((await receive())["body"])
-            return b"{}"
-        return await honest(scope, receive, **rest)
+            return decode(b"{}")
+        return await honest(scope, receive, decode, **rest)
 
-    submit.read_body = convenient  # type: ignore[assignment]
+    submit.read_decoded = convenient  # type: ignore[assignment]
 
 
 def unpickles_results() -> None:
