@@ -56,3 +56,9 @@ def job_ids(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the newest jobs whose ids begin so."""
     ids = _asked(ctx, lambda client: [job.job_id for job in client.jobs(limit=50)])
     return [job_id for job_id in ids if job_id.startswith(incomplete)]
+
+
+def token_ids(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the ids of tokens that begin so."""
+    ids = _asked(ctx, lambda client: [token["token_id"] for token in client.list_tokens()])
+    return [token_id for token_id in ids if token_id.startswith(incomplete)]

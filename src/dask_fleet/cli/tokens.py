@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dask_fleet.cli import options
+from dask_fleet.cli import completions, options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,7 +93,10 @@ def list_tokens(
 
 @app.command()
 def revoke(
-    token_ids: Annotated[list[str], typer.Argument(metavar="TOKEN_ID", help="As `tokens list` shows them.")],
+    token_ids: Annotated[
+        list[str],
+        typer.Argument(metavar="TOKEN_ID", help="As `tokens list` shows them.", autocompletion=completions.token_ids),
+    ],
     as_json: options.Json = False,
     url: options.Url = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The asynchronous client: everything the SDK does is written here, once."""
+"""The asynchronous client: services, calls and jobs, and by its bases clusters and tokens. The synchronous one runs it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from urllib.parse import quote
 
 import httpx
 
+from dask_fleet.client.async_clusters import AsyncClusters
 from dask_fleet.client.async_job import AsyncJob, Report
+from dask_fleet.client.async_tokens import AsyncTokens
 from dask_fleet.client.batch import submit_sets
 from dask_fleet.client.catalogue import Catalogue, EndpointInfo
-from dask_fleet.client.cluster_request import request_body
 from dask_fleet.client.endpoints import AsyncEndpoint, AsyncServiceNames, item_params, split_name
 from dask_fleet.client.fan_out import bounded_map, in_completion_order
 from dask_fleet.client.options import CallOptions, encode_params, time_text
@@ -31,7 +32,7 @@ DEFAULT_PATIENCE_S = 30.0
 PAGE_SIZE = 100
 
 
-class AsyncClient:
+class AsyncClient(AsyncClusters, AsyncTokens):
     """A connection to a Fleet server, for ``async`` code.
 
     Parameters
@@ -346,109 +347,6 @@ class AsyncClient:
         """Return what the server says of itself: version, queued and running jobs, agents."""
         return await self._transport.json("GET", "/v1/status")
 
-    # ------------------------------------------------------------------ clusters
-
-    async def create_cluster(
-        self, n_workers: int = 1, *, wait: float = 0.0, idempotency_key: str | None = None, **options: Any
-    ) -> dict[str, Any]:
-        """Take a Dask cluster and return its document; to use one at once, take a `FleetCluster` instead.
-
-        Parameters
-        ----------
-        n_workers
-            Dask workers.
-        wait
-            Seconds (at most 60) the server may hold its answer until it runs.
-        idempotency_key
-            Makes repeated requests one cluster.
-        options
-            ``name``, ``threads_per_worker``, ``memory_limit``, ``resources``, ``pool``, ``idle_timeout``, ``max_lifetime``,
-            ``config``, ``preload``, ``scheduler_preload``, ``worker_options`` and ``dashboard``, as of `FleetCluster`.
-
-        Raises
-        ------
-        Conflict, ClusterImpossible, QuotaExceeded, ClusterFailed
-            If it cannot be had.
-        """
-        sent = CallOptions().changed(wait=wait, idempotency_key=idempotency_key or str(uuid.uuid4()))
-        body = request_body(n_workers=n_workers, shutdown_on_close=False, **options)
-        return await self._transport.json(
-            "POST",
-            "/v1/clusters",
-            headers={"Content-Type": "application/json", **sent.headers()},
-            content=encode_params(body),
-            wait_s=sent.wait_s,
-        )
-
-    async def list_clusters(self, *, ended: bool = False) -> list[dict[str, Any]]:
-        """Return the documents of the tenant's clusters, newest first; with `ended`, of those that are no more as well."""
-        query = {"all": "true"} if ended else None
-        return list((await self._transport.json("GET", "/v1/clusters", query=query))["clusters"])
-
-    async def cluster(self, name: str, *, wait: float = 0.0) -> dict[str, Any]:
-        """Return the document of a cluster by name or id; with `wait`, once it runs or after so many seconds.
-
-        Raises
-        ------
-        NotFound
-            If there is none, or it is another tenant's.
-        """
-        wait_s = CallOptions(wait=wait).wait_s
-        query = {"wait": str(wait_s)} if wait_s else None
-        return await self._transport.json("GET", _cluster_path(name), query=query, wait_s=wait_s)
-
-    async def cluster_events(self, name: str) -> list[dict[str, Any]]:
-        """Return what has happened to a cluster, oldest first."""
-        return list((await self._transport.json("GET", f"{_cluster_path(name)}/events"))["events"])
-
-    async def scale_cluster(self, name: str, n_workers: int) -> dict[str, Any]:
-        """Change how many workers a cluster is to have, and return its document."""
-        return await self._transport.json(
-            "PATCH",
-            _cluster_path(name),
-            headers={"Content-Type": "application/json"},
-            content=encode_params({"n_workers": n_workers}),
-        )
-
-    async def close_cluster(self, name: str, *, wait: float = 0.0) -> dict[str, Any]:
-        """Close a cluster and return its document; with `wait`, once it has ended or after so many seconds."""
-        sent = CallOptions(wait=wait)
-        return await self._transport.json("DELETE", _cluster_path(name), headers=sent.headers(), wait_s=sent.wait_s)
-
-    # ------------------------------------------------------------------ tokens
-
-    async def create_token(
-        self, *, user: str, scopes: Iterable[str], tenant: str | None = None, expires: float | str | None = None
-    ) -> dict[str, Any]:
-        """Make a token, which needs the scope ``admin``; ``["token"]`` of the answer is the token, never to be seen again.
-
-        Parameters
-        ----------
-        user
-            Whose it is: jobs bear this name.
-        scopes
-            Of ``submit``, ``read``, ``run_code``, ``agent``, ``admin``.
-        tenant
-            Who shares its jobs and results; the caller's own if not given.
-        expires
-            Seconds, text such as ``"30d"``, or ``"never"``; the server's default is 90 days.
-        """
-        asked = {"user": user, "scopes": list(scopes), "tenant": tenant, "expires": expires}
-        return await self._transport.json(
-            "POST",
-            "/v1/tokens",
-            headers={"Content-Type": "application/json"},
-            content=encode_params({name: value for name, value in asked.items() if value is not None}),
-        )
-
-    async def list_tokens(self) -> list[dict[str, Any]]:
-        """Return all tokens, ended ones too: whose they are and what they may do, never the tokens themselves."""
-        return list((await self._transport.json("GET", "/v1/tokens"))["tokens"])
-
-    async def revoke_token(self, token_id: str) -> dict[str, Any]:
-        """End a token for good; what it has open ends within seconds. Twice is harmless."""
-        return await self._transport.json("DELETE", f"/v1/tokens/{quote(token_id, safe='')}")
-
     # ------------------------------------------------------------------ steps
 
     async def _post(
@@ -466,7 +364,3 @@ class AsyncClient:
             wait_s=options.wait_s,
         )
         return AsyncJob(self._transport, document)
-
-
-def _cluster_path(name: str) -> str:
-    return f"/v1/clusters/{quote(name, safe='')}"
