@@ -54,9 +54,13 @@ WHILE_STOPPED = Death(
 )
 
 
-def for_memory(peak_bytes: int, limit_bytes: int) -> Death:
-    """Return the death of a process that the agent kills because it comes too close to its limit."""
-    how = f"was killed for its memory: it had {readable(peak_bytes)} of the {readable(limit_bytes)} it may have"
+def for_memory(peak_bytes: int, limit_bytes: int, *, descendants: int = 0) -> Death:
+    """Return the death of a process that the agent kills because it comes too close to its limit, alone or together with
+    so many others that it has started.
+    """
+    others = f" with the {descendants} processes" if descendants > 1 else " with the process" if descendants else ""
+    family = f"{others} it had started" if others else ""
+    how = f"was killed for its memory: it had{family} {readable(peak_bytes)} of the {readable(limit_bytes)} it may have"
     return Death(cause=Cause.MEMORY_LIMIT, how=f"{how}; {_TO_USE_LESS}", peak_bytes=peak_bytes)
 
 

@@ -57,6 +57,7 @@ class Watch:
         self._limit_bytes = limit_bytes
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.Handle | None = None
+        self._weighing: asyncio.Task[None] | None = None
         self._looks = 0
         self._cgroups: list[Path] = memory_cgroups()
         self._oom_kills = oom_kills(self._cgroups)
@@ -75,6 +76,8 @@ class Watch:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._weighing is not None:
+            self._weighing.cancel()
         if self._forkserver is not None:
             self._forkserver.close()
 
@@ -116,18 +119,46 @@ class Watch:
         if (seen := vitals.look(now)) is None:
             return next_look_s(0, 0.0, 0)
         sample, before, since_s = seen
-        growth = (sample.rss_bytes - before.rss_bytes) / since_s if before is not None and since_s > 0 else 0.0
-        limit_bytes = self._limit_of(worker)
-        wait_s = next_look_s(sample.rss_bytes, growth, limit_bytes)
+        limit_bytes, busy = self._limit_of(worker), bool(worker.attempts or worker.leases)
+        used = sample.rss_bytes
+        growth = (used - before.rss_bytes) / since_s if before is not None and since_s > 0 else 0.0
+        if limit_bytes:
+            others_before = worker.descendants.rss_bytes
+            if others := worker.descendants.look(now, busy=busy):
+                used = worker.descendants.estimate(sample.rss_bytes)
+                growth += (others - others_before) / since_s if since_s > 0 else 0.0
+        if len(worker.descendants):
+            busy = True
+        wait_s = next_look_s(used, growth, limit_bytes, busy=busy)
         if limit_bytes and sample.rss_bytes >= worker.kill_at * limit_bytes:
             peak = vitals.ask_peak()
             self._kill(worker, deaths.for_memory(peak, limit_bytes), rss_bytes=sample.rss_bytes)
+        elif limit_bytes and used >= worker.kill_at * limit_bytes:
+            self._begin_to_weigh(worker, limit_bytes, now)
         elif vitals.stopped_since is not None:
             if now - vitals.stopped_since >= LOOK_AGAIN_S * 0.9:
                 self._kill(worker, deaths.WHILE_STOPPED)
             else:
                 wait_s = min(wait_s, LOOK_AGAIN_S)
         return wait_s
+
+    def _begin_to_weigh(self, worker: WorkerProcess, limit_bytes: int, now: float) -> None:
+        """Let the family be weighed that looks too heavy, beside the event loop."""
+        if self._weighing is None and worker.death is None and worker.descendants.may_weigh(now):
+            self._weighing = self._loop.create_task(self._weigh(worker, limit_bytes), name="weigh-family")
+
+    async def _weigh(self, worker: WorkerProcess, limit_bytes: int) -> None:
+        try:
+            pss, rss, took_s = await asyncio.to_thread(worker.descendants.weigh)
+        finally:
+            self._weighing = None
+        worker.descendants.weighed(pss, rss, took_s, self._loop.time())
+        if pss >= worker.kill_at * limit_bytes and not worker.ended:
+            worker.vitals.peak_bytes = max(worker.vitals.ask_peak(), pss)
+            death = deaths.for_memory(
+                worker.vitals.peak_bytes, limit_bytes, descendants=len(worker.descendants)
+            )
+            self._kill(worker, death, pss_bytes=pss)
 
     def _look_at_forkserver(self, now: float) -> None:
         pid = self._forkserver_pid()

@@ -9,6 +9,7 @@ from functools import partial
 from dask_fleet.agent.attempts import Attempt, AttemptKey
 from dask_fleet.agent.child_process import ChildProcess
 from dask_fleet.agent.deaths import Death
+from dask_fleet.agent.descendants import Descendants
 from dask_fleet.agent.last_words import LastWords
 from dask_fleet.agent.vitals import KILL_AT, Vitals
 from dask_fleet.agent.worker_frames import FromWorker
@@ -63,6 +64,7 @@ class WorkerProcess:
         self.death: Death | None = None
         """Why the agent killed it, if it did; told to the attempts that were in it."""
         self.vitals = Vitals(self.pid)
+        self.descendants = Descendants(self.pid)
         self.words = words
         self.token = token
         """What the names of its spool files begin with."""

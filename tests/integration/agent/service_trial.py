@@ -95,6 +95,34 @@ def hoards(mib: int, path: str = "", step_mib: int = 16, pause_s: float = 0.0) -
 
 
 @service.endpoint()
+def feeds_a_child(mib: int, path: str) -> int:
+    """Let a process of a session of its own take memory, and wait for it."""
+    code = f"held = b'x' * ({mib} << 20); import time; time.sleep(600)"
+    child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    Path(path).write_text(str(child.pid))
+    return child.wait()
+
+
+@service.endpoint()
+def forks(n: int, path: str) -> int:
+    """Have children that share nearly all their memory with this process, until the file exists; returns their sum, each
+    counted in full.
+    """
+    pids = []
+    for _ in range(n):
+        if (pid := os.fork()) == 0:
+            while not Path(path).exists():
+                time.sleep(0.05)
+            os._exit(0)
+        pids.append(pid)
+    total = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 for pid in pids)
+    Path(path + ".started").write_text(str(os.getpid()))
+    for pid in pids:
+        os.waitpid(pid, 0)
+    return total
+
+
+@service.endpoint()
 def unserialisable() -> object:
     return threading.Lock()
 

@@ -71,6 +71,47 @@ class TestMemory:
 
         calm(limited, scene, slots=4)
 
+    def test_in_one_go(self, limited: Shared) -> None:
+        """It is stopped on its way: nobody waits until all of it is there."""
+        wanted = 6 * 1024
+
+        async def scene(server: FakeServer) -> None:
+            outcome = await server.call("hoards", mib=wanted, step_mib=wanted)
+            lost(outcome, Cause.MEMORY_LIMIT, Blame.ALONE)
+            assert outcome.failure is not None
+            assert 0.95 * LIMIT_MIB * MIB <= (outcome.failure.peak_bytes or 0) < wanted * MIB
+
+        calm(limited, scene, slots=4)
+
+    def test_what_a_child_has_counts(self, limited: Shared, tmp_path: Path) -> None:
+        async def scene(server: FakeServer) -> None:
+            start = await server.start("feeds_a_child", mib=6 * 1024, path=str(tmp_path / "pid"))
+            child = psutil.Process(await until(lambda: pid_in(tmp_path / "pid"), what="the child"))
+            outcome = await server.outcome(start)
+            assert "it had with the process it had started" in lost(outcome, Cause.MEMORY_LIMIT, Blame.ALONE)
+            assert outcome.failure is not None
+            assert 0.95 * LIMIT_MIB * MIB <= (outcome.failure.peak_bytes or 0) < 6 * 1024 * MIB
+            await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, timeout_s=10)
+
+        calm(limited, scene, slots=4)
+
+    def test_what_processes_share_counts_once(self, limited: Shared, tmp_path: Path) -> None:
+        async def scene(server: FakeServer) -> None:
+            start, pid = await started(server, "forks", tmp_path / "gate", n=10)
+            # Long enough that it has been weighed: nothing tells but the agent's looks, ten a second.
+            family = psutil.Process(pid)
+            looks = psutil.Process(limited.agent.popen.pid).num_ctx_switches()
+            await until(
+                lambda: sum(psutil.Process(limited.agent.popen.pid).num_ctx_switches()) > sum(looks) + 30, what="looks"
+            )
+            assert family.is_running()
+            (tmp_path / "gate").touch()
+            outcome = await server.outcome(start)
+            assert outcome.state is AttemptState.SUCCEEDED
+            assert int(outcome.body or b"0") > LIMIT_MIB * MIB  # else this would show nothing
+
+        calm(limited, scene, slots=4)
+
     def test_what_is_below_the_limit_lives(self, limited: Shared, tmp_path: Path) -> None:
         async def scene(server: FakeServer) -> None:
             start, pid = await started(server, "hoards", tmp_path / "gate", mib=160)

@@ -81,9 +81,27 @@ class TestHowOften:
             (100, -5e3, 1000, 0.5),
             (600, 0.0, 1000, 0.1),
             (100, 850.0, 1000, 1 / 3),  # there in a second: three looks until then
-            (100, 1e9, 1000, 0.05),  # never in a hot loop
-            (2000, 1.0, 1000, 0.05),
+            (100, 1e9, 1000, 0.01),  # never in a hot loop
+            (2000, 1.0, 1000, 0.01),
         ],
     )
     def test_it_depends(self, rss: int, growth: float, limit: int, wait: float) -> None:
-        assert next_look_s(rss, growth, limit) == pytest.approx(wait)
+        assert next_look_s(rss, growth, limit, busy=False) == pytest.approx(wait)
+
+    @pytest.mark.parametrize(
+        ("rss", "growth", "limit", "wait"),
+        [
+            (200, 0.0, 16_384, 0.5),  # far away, however fast
+            (124, 0.0, 400, 0.125),  # 256 MiB of room: there in an eighth of a second, if it begins now
+            (124, 512.0, 400, 0.125),
+            (124, 1024.0, 400, 1 / 12),
+            (370, 0.0, 400, 0.02),
+            (370, 100.0, 400, 0.02),
+            (370, 1e6, 400, 0.01),
+            (400, 0.0, 400, 0.02),
+        ],
+    )
+    def test_what_is_busy_could_begin_to_fill_memory_any_moment(
+        self, rss: int, growth: float, limit: int, wait: float
+    ) -> None:
+        assert next_look_s(rss * MIB, growth * MIB, limit * MIB) == pytest.approx(wait)
