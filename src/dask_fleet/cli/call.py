@@ -174,9 +174,11 @@ def _list_endpoints(client: Client, *, as_json: bool) -> None:
             ]
         )
         return
+    caption = None if found else "This server serves no functions: `dask-fleet serve FILE` does. It has Dask clusters."
     print_table(
         ("endpoint", "call", "what it does"),
         [(f"{info.service}.{info.name}", f"{info.name}{info.signature()}", info.doc.partition("\n")[0]) for info in found],
+        caption=caption,
     )
 
 

@@ -77,6 +77,8 @@ def list_jobs(
         return
     now = datetime.now(UTC)
     caption = f"the newest {limit}; more with --limit" if len(found) == limit else None
+    if not found:
+        caption = "No such job. `dask-fleet call` shows what can be called."
     print_table(
         ("job", "status", "call", "user", "created", "took"), [job_row(document, now) for document in found], caption=caption
     )
