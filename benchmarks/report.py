@@ -13,6 +13,7 @@ Median = Callable[[str], float | None]
 PACKAGES = ("dask-fleet", "distributed", "celery", "fastapi", "redis", "starlette", "uvicorn", "uvloop", "apsw")
 NOTES = "<!-- notes -->"
 """What follows this line in the report is written by hand and kept."""
+HOSTILE = "## An honest client under attack"
 
 
 def render(median: Median, samples: Mapping[str, Sequence[float]], *, rounds: int, many: int, rows: int) -> str:
@@ -37,6 +38,10 @@ def render(median: Median, samples: Mapping[str, Sequence[float]], *, rounds: in
             f"## Listings with {rows:,} jobs",
             "",
             *_listings(samples),
+            "",
+            HOSTILE,
+            "",
+            *hostile(median),
             "",
             *_notes(),
         ]
@@ -116,6 +121,37 @@ def _listings(samples: Mapping[str, Sequence[float]]) -> list[str]:
             ordered = sorted(values)
             lines.append(f"| {name[5:-3]} | {ordered[len(ordered) // 2]:.1f} | {ordered[-1]:.1f} |")
     return lines
+
+
+def hostile(median: Median) -> list[str]:
+    """Return what `benchmarks/hostile.py` has measured."""
+    rows = [
+        "Four connections send broken HTTP, JSON, headers, ids and tokens from a process of their own, on the same cores",
+        "as everything else; the client asks for a result that is there, on one connection. Paced, the attack leaves",
+        "processor time to spare, and what the client waits for longer is the server's doing; without limit, attackers,",
+        "server and client also compete for the cores. Other programs' load hides in all rows what is small.",
+        f"Load average of the machine before: {_figure(median('hostile load average'), 1)}, of {os.cpu_count()} cores.",
+        "",
+        "| | hostile requests per s | server, share of a core | client's median ms | its 99 % ms | in multiples of alone |",
+        "|---|---:|---:|---:|---:|---:|",
+        f"| alone | 0 | | {_figure(median('hostile alone p50 ms'), 2)} | {_figure(median('hostile alone p99 ms'), 2)} | 1 |",
+    ]
+    for name, label in (("paced", "paced (aim: ≤ 2 x)"), ("unlimited", "without limit")):
+        keys = (("per s", 0), ("server cpu", 2), ("p50 ms", 2), ("p99 ms", 2), ("p99 ratio", 2))
+        figures = [_figure(median(f"hostile {name} {key}"), digits) for key, digits in keys]
+        rows.append(f"| {label} | {' | '.join(figures)} |")
+    return rows
+
+
+def with_section(text: str, heading: str, lines: Sequence[str]) -> str:
+    """Return a report with one section new: for those who measure one thing only."""
+    before, found, rest = text.partition(f"{heading}\n")
+    if not found:
+        before, _, rest = text.partition(NOTES)
+        rest = NOTES + rest
+    ends = [at for at in (rest.find("\n## "), rest.find(NOTES)) if at >= 0]
+    rest = rest[min(ends, default=len(rest)) :].lstrip("\n")
+    return "\n".join([before.rstrip("\n"), "", heading, "", *lines, "", rest])
 
 
 def _notes() -> list[str]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import hostile, report
 from benchmarks.generator import Figures
 from benchmarks.ledger import fed, fsync_ms
 from benchmarks.processes import ROOT, generate, rss_mb
@@ -200,6 +200,7 @@ def main() -> None:
             partial(compare, measured, size, new_folder),
             partial(memory, measured, size, new_folder("memory")),
             partial(large_ledger, measured, size, new_folder),
+            partial(hostile.under_attack, measured.add, new_folder("hostile"), rounds=max(3, size.rounds)),
         ):
             part()
     text = report.render(measured.median, measured.samples, rounds=size.rounds, many=size.many, rows=size.rows)
