@@ -51,6 +51,14 @@ class ResultStore(ABC):
     async def verify(self, location: str, *, digest: str) -> bool:
         """Read all bytes and say whether their SHA-256 is `digest`."""
 
+    async def stamp(self, location: str) -> str | None:
+        """Return a text that changes when the bytes may have been changed by somebody else; ``None`` if there is nothing.
+
+        A store whose objects cannot be changed need not override it.
+        """
+        size = await self.size(location)
+        return None if size is None else str(size)
+
     async def older(self, *, than_s: float, after: str = "") -> tuple[list[str], str | None]:  # noqa: ARG002
         """Return some locations whose bytes have been here for longer than `than_s`, and where to go on.
 

@@ -90,6 +90,10 @@ class FileResultStore(ResultStore):
         """See the port."""
         return await asyncio.to_thread(self._verify, location, digest)
 
+    async def stamp(self, location: str) -> str | None:
+        """See the port: which file it is, its size, and when content and metadata were changed."""
+        return await asyncio.to_thread(self._stamp, location)
+
     async def delete(self, location: str) -> None:
         """See the port."""
         path = self._path(location)
@@ -170,6 +174,14 @@ class FileResultStore(ResultStore):
             return None if path is None else path.stat().st_size
         except FileNotFoundError:
             return None
+
+    def _stamp(self, location: str) -> str | None:
+        path = self._path(location)
+        try:
+            found = None if path is None else path.stat()
+        except FileNotFoundError:
+            return None
+        return None if found is None else f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
 
     def _open_file(self, location: str) -> BinaryIO:
         path = self._path(location)

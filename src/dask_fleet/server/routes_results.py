@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -37,9 +35,7 @@ from dask_fleet.server.ranges import names_tag, part, range_applies
 from dask_fleet.server.rendering import RENDERABLE, Renderer
 from dask_fleet.server.routes_jobs import json_response, unfinished_headers
 from dask_fleet.server.streaming import Streamed
-
-VERIFY_TIMEOUT_S = 600.0
-"""For the largest result on a slow disk; a client may well have given up before."""
+from dask_fleet.server.verified import Verified
 
 _JSON = "application/json"
 _MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]{1,100}/[\w!#$&^.+-]{1,100}(?:; ?charset=[\w-]{1,40})?\Z", re.ASCII)
@@ -118,37 +114,10 @@ def headers_of(job: JobRecord, result: StoredResult, form: Form) -> dict[str, st
     }
 
 
-class _Verified:
-    """Locations whose bytes were compared with their digest: once a life of the server is enough for a local disk."""
-
-    def __init__(self, limit: int = 10_000) -> None:
-        self._limit = limit
-        self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._turn = asyncio.Semaphore(2)  # hashing gigabytes for everyone at once would starve the ledger's disk
-
-    async def check(self, controller: Controller, location: str, digest: str) -> None:
-        key = (location, digest)
-        if key in self._known:
-            self._known.move_to_end(key)
-            return
-        async with asyncio.timeout(VERIFY_TIMEOUT_S), self._turn:
-            if key in self._known:
-                return
-            try:
-                sound = await controller.results.verify(location, digest=digest)
-            except FileNotFoundError as exc:
-                raise ResultCorrupt("the stored result is missing; POST the request with ?refresh=true") from exc
-        if not sound:
-            raise ResultCorrupt("the stored bytes do not match their digest; POST the request with ?refresh=true")
-        self._known[key] = None
-        while len(self._known) > self._limit:
-            self._known.popitem(last=False)
-
-
 class _Results:
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
-        self._verified = _Verified()
+        self._verified = Verified(controller.results)
         self._renderer = Renderer()
 
     async def give(self, request: Request) -> Response:
@@ -209,7 +178,7 @@ class _Results:
             response.headers["Content-Length"] = str(stop - start)
             return response
         location = _location(result)
-        await self._verified.check(self._controller, location, result.digest)
+        await self._verified.check(location, digest=result.digest, size=result.size)
         return Streamed(_read(self._controller, location, start, stop), status_code=status, headers=headers)
 
     async def _rendered(self, request: Request, result: StoredResult, headers: dict[str, str]) -> Response:
@@ -221,7 +190,7 @@ class _Results:
             del response.headers["content-length"]  # known only once it is rendered
             return response
         if result.body is None:
-            await self._verified.check(self._controller, _location(result), result.digest)
+            await self._verified.check(_location(result), digest=result.digest, size=result.size)
         pieces = await self._renderer.start(_plain(result.media_type), _bytes_of(self._controller, result))
         return Streamed(pieces, headers=headers)
 

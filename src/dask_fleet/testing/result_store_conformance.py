@@ -85,6 +85,16 @@ class ResultStoreConformance(ABC):
         assert not await store.verify(location, digest=sha256(b"other"))
 
     @scenario
+    async def test_a_stamp_stays_as_long_as_nothing_changes(self, store: ResultStore) -> None:
+        location = await store.adopt(self.spooled("a", b"data"), digest=sha256(b"data"), size=4)
+        stamp = await store.stamp(location)
+        assert stamp is not None
+        assert await read(store, location) == b"data"
+        assert await store.stamp(location) == stamp
+        await store.delete(location)
+        assert await store.stamp(location) is None
+
+    @scenario
     async def test_ranges(self, store: ResultStore) -> None:
         data = os.urandom(2 * MIB + 5)
         location = await store.adopt(self.spooled("a", data), digest=sha256(data), size=len(data))
