@@ -18,11 +18,9 @@ from typing import Any, cast
 from distributed import Client
 from distributed.client import FutureCancelledError
 
-from dask_fleet.agent.clusters.authority import request_certificate
-from dask_fleet.agent.clusters.credentials import Credentials
-from dask_fleet.agent.clusters.security import client_security
 from dask_fleet.agent.event_loop import EventLoopThread
 from dask_fleet.agent.graphs import Size
+from dask_fleet.agent.job_certificate import JobCertificate
 from dask_fleet.agent.job_clients import ClientTable
 from dask_fleet.model.placement import Placement
 from dask_fleet.protocol.cluster_frames import JobCluster, NeedCluster
@@ -100,7 +98,9 @@ class AttemptCluster:
         self._context = context
         self._table = table
         self._lock = threading.Lock()
-        self._key = ""
+        self._certificate: JobCertificate | None = None
+        self._keep_not: Callable[[], None] | None = None
+        """Stops renewing the certificate."""
         self._answer: concurrent.futures.Future[JobCluster] = concurrent.futures.Future()
         self._connecting: dict[asyncio.AbstractEventLoop, asyncio.Task[JobClient]] = {}
         self._clients: list[tuple[asyncio.AbstractEventLoop, JobClient]] = []
@@ -114,29 +114,35 @@ class AttemptCluster:
 
     def ask(self, size: Size | None = None) -> None:
         """Ask for the cluster, unless it was asked for before."""
-        with self._lock:
-            if self._key:
-                return
-            request, self._key = request_certificate(f"job {self._start.job_id}")
         tasks, width = size or (0, 0)
         placement = self._placement
-        self._send(
-            NeedCluster(
-                self._start.seq,
-                self._start.run,
-                self._start.attempt,
-                request,
-                tasks,
-                width,
-                placement.workers,
-                placement.threads_per_worker,
-                placement.resources,
+
+        def send(request: bytes) -> None:
+            self._send(
+                NeedCluster(
+                    self._start.seq,
+                    self._start.run,
+                    self._start.attempt,
+                    request,
+                    tasks,
+                    width,
+                    placement.workers,
+                    placement.threads_per_worker,
+                    placement.resources,
+                )
             )
-        )
+
+        with self._lock:
+            if self._certificate is not None:
+                return
+            certificate = self._certificate = JobCertificate(f"job {self._start.job_id}", send)
+        certificate.ask()
 
     def answer(self, frame: JobCluster) -> None:
         """The fleet has answered; it may repeat itself, and it may say later that the cluster is gone."""
         with self._lock:
+            if frame.address and self._certificate is not None:
+                self._certificate.take(frame)
             if not self._answer.done():
                 if frame.address:
                     self._answer.set_result(frame)
@@ -181,11 +187,11 @@ class AttemptCluster:
         frame = await asyncio.shield(asyncio.wrap_future(self._answer))
         if self.lost:
             raise ClusterLost(self.lost)
-        credentials = Credentials(frame.ca.decode(), frame.certificate.decode(), self._key, 0)
+        assert self._certificate is not None
         client = JobClient(
             frame.address,
             on_lost=self._lose,
-            security=client_security(credentials),
+            security=self._certificate.security(),
             asynchronous=True,
             set_as_default=False,
             timeout=_CONNECT_S,
@@ -197,10 +203,18 @@ class AttemptCluster:
             raise ClusterLost(self.lost) from exc
         self._clients.append((loop, client))
         self._table.add(client)
+        self._keep_certificate()
         if self._closed or self._cancelled:
             await client._close(fast=True)  # noqa: SLF001
             raise ClusterCancelled("the job has ended")
         return client
+
+    def _keep_certificate(self) -> None:
+        """Renew it while there are clients."""
+        with self._lock:
+            if self._keep_not is None and self._certificate is not None and not (self._closed or self._cancelled):
+                name = f"certificate-{self._start.seq}"
+                self._keep_not = self._loop.run(self._certificate.keep(), contextvars.Context(), name=name, done=_look)
 
     # ------------------------------------------------------------------ computing
 
@@ -269,6 +283,10 @@ class AttemptCluster:
         self._drop_clients()
 
     def _drop_clients(self) -> None:
+        with self._lock:
+            keep_not, self._keep_not = self._keep_not, None
+        if keep_not is not None:
+            keep_not()
         for loop, client in list(self._clients):
             loop.call_soon_threadsafe(self._run, _close_client(client), f"close-{self._start.seq}")
         self._clients.clear()

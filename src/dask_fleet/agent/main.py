@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import Any
 
 from dask_fleet.agent.address import refuse_clear_text, refuse_missing_token
+from dask_fleet.agent.clusters.held_cluster import SchedulerLimits
 from dask_fleet.agent.clusters.host import ClusterHost, HostFrame
 from dask_fleet.agent.home import ensure_home
 from dask_fleet.agent.launcher import Launcher
@@ -26,7 +27,7 @@ from dask_fleet.agent.supervisor import Supervisor
 from dask_fleet.agent.uploads import Uploads
 from dask_fleet.agent.worker_environment import set_worker_environment
 from dask_fleet.agent.worker_process import SECRETS
-from dask_fleet.config.memory import memory_limit_bytes
+from dask_fleet.config.memory import memory_limit_bytes, scheduler_memory_limit_bytes
 from dask_fleet.model.errors import SetupError
 from dask_fleet.model.ids import random_id
 from dask_fleet.observability import logs
@@ -105,6 +106,9 @@ class Agent:
             memory_limit_bytes=self._memory_limit,
             slots=options.slots,
             spares=options.spares,
+            limits=SchedulerLimits(
+                scheduler_memory_limit_bytes(options.scheduler_memory_limit), options.certificate_lifetime_s
+            ),
         )
         self._link = Link(
             options,

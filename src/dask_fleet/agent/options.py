@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dask_fleet.config.fingerprint import parse_fingerprint
 from dask_fleet.config.memory import AUTO, parse_memory_limit
+from dask_fleet.config.settings import MAX_CERTIFICATE_LIFETIME_S
 from dask_fleet.model.logs import LOG_FOLDER
 
 DEFAULT_ORPHAN_TIMEOUT_S = 60.0
@@ -50,6 +51,10 @@ class AgentOptions:
     """Memory each worker process may have: bytes as text, ``none``, or ``auto`` for an equal share of what there is."""
     spares: int = 1
     """Scheduler processes kept ready for clusters, and twice as many worker processes."""
+    scheduler_memory_limit: str = AUTO
+    """Memory each scheduler process may have, as `memory_limit`; ``auto`` is a quarter of what there is."""
+    certificate_lifetime_s: float = MAX_CERTIFICATE_LIFETIME_S
+    """How long the certificates in its clusters hold; they are renewed half-way."""
     cluster_host: str = ""
     """Address on which schedulers and Dask workers listen; empty for the one that faces the server."""
     orphan_timeout_s: float = DEFAULT_ORPHAN_TIMEOUT_S
@@ -60,6 +65,8 @@ class AgentOptions:
     def __post_init__(self) -> None:
         if (self.server is None) == (self.server_file is None):
             raise ValueError("give the agent exactly one of server and server_file")
+        if not 1 <= self.certificate_lifetime_s <= MAX_CERTIFICATE_LIFETIME_S:
+            raise ValueError("certificate_lifetime must be from 1 s to 24 h")
         if self.spares < 0:
             raise ValueError("spares must not be negative")
         if self.cluster_host in {"0.0.0.0", "::"}:  # noqa: S104
@@ -111,6 +118,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> AgentOptions:
     parser.add_argument("--nthreads", type=int, default=1)
     parser.add_argument("--memory-limit", default=AUTO, metavar="SIZE", help="of each worker process: 4GiB, auto, none")
     parser.add_argument("--spares", type=int, default=1, metavar="N", help="scheduler processes kept ready for clusters")
+    parser.add_argument("--scheduler-memory-limit", default=AUTO, metavar="SIZE", help="of each scheduler process")
+    parser.add_argument("--certificate-lifetime", type=float, default=MAX_CERTIFICATE_LIFETIME_S, metavar="SECONDS")
     parser.add_argument("--cluster-host", default="", metavar="ADDRESS", help="where schedulers and Dask workers listen")
     parser.add_argument("--orphan-timeout", type=float, default=DEFAULT_ORPHAN_TIMEOUT_S, metavar="SECONDS")
     parser.add_argument("--timeout-grace", type=float, default=DEFAULT_TIMEOUT_GRACE_S, metavar="SECONDS")
@@ -130,6 +139,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> AgentOptions:
             nthreads=given.nthreads,
             memory_limit=_memory_limit(given.memory_limit),
             spares=given.spares,
+            scheduler_memory_limit=_memory_limit(given.scheduler_memory_limit, "--scheduler-memory-limit"),
+            certificate_lifetime_s=given.certificate_lifetime,
             cluster_host=given.cluster_host,
             orphan_timeout_s=given.orphan_timeout,
             timeout_grace_s=given.timeout_grace,
@@ -138,8 +149,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> AgentOptions:
         parser.error(str(exc))
 
 
-def _memory_limit(given: str) -> str:
+def _memory_limit(given: str, flag: str = "--memory-limit") -> str:
     try:
         return parse_memory_limit(given)
     except ValueError as exc:
-        raise ValueError(f"--memory-limit must be {exc}, not {given!r}") from None
+        raise ValueError(f"{flag} must be {exc}, not {given!r}") from None

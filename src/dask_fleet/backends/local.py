@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from dask_fleet.backends.sessions import members
+from dask_fleet.config.settings import MAX_CERTIFICATE_LIFETIME_S
 from dask_fleet.plugins.backend import Backend, Health
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class LocalBackend(Backend):
         nthreads: int = 1,
         memory_limit: str = "auto",
         spares: int = 1,
+        scheduler_memory_limit: str = "auto",
+        certificate_lifetime_s: float = MAX_CERTIFICATE_LIFETIME_S,
         cluster_host: str = "",
         orphan_timeout_s: float = 60.0,
         python: str | None = None,
@@ -69,6 +72,8 @@ class LocalBackend(Backend):
         self._nthreads = nthreads
         self._memory_limit = memory_limit
         self._spares = spares
+        self._scheduler_memory_limit = scheduler_memory_limit
+        self._certificate_lifetime_s = certificate_lifetime_s
         self._cluster_host = cluster_host
         self._orphan_timeout_s = orphan_timeout_s
         self._python = python or sys.executable
@@ -100,6 +105,10 @@ class LocalBackend(Backend):
             f"{self._orphan_timeout_s:g}",
             "--spares",
             str(self._spares),
+            "--scheduler-memory-limit",
+            self._scheduler_memory_limit,
+            "--certificate-lifetime",
+            f"{self._certificate_lifetime_s:g}",
             *(["--cluster-host", self._cluster_host] if self._cluster_host else []),
         ]
 

@@ -108,6 +108,8 @@ def agent(
             nworkers=settings.nworkers,
             nthreads=settings.nthreads,
             spares=settings.spare_schedulers,
+            scheduler_memory_limit=settings.scheduler_memory_limit,
+            certificate_lifetime_s=settings.certificate_lifetime_s,
             cluster_host=settings.cluster_host or "",
             lifetime_s=None if lifetime is None else duration("--lifetime", lifetime),
             memory_limit=settings.memory_limit,

@@ -61,6 +61,8 @@ class FleetCluster(Cluster):  # type: ignore[misc]
         Dask's configuration for its scheduler and workers.
     preload, scheduler_preload
         Modules that workers, and the scheduler, import first.
+    scheduler_memory_limit
+        Of the scheduler, which is killed at 95 % of it and replaced. The fleet's if not given.
     worker_options
         The same by the names of ``distributed.Worker``: ``nthreads``, ``memory_limit``, ``resources``, ``preload``.
     dashboard
@@ -115,6 +117,7 @@ class FleetCluster(Cluster):  # type: ignore[misc]
         config: Mapping[str, Any] | None = None,
         preload: str | Iterable[str] = (),
         scheduler_preload: str | Iterable[str] = (),
+        scheduler_memory_limit: str | float | None = None,
         worker_options: Mapping[str, Any] | None = None,
         dashboard: bool = True,
         shutdown_on_close: bool = True,
@@ -147,6 +150,7 @@ class FleetCluster(Cluster):  # type: ignore[misc]
             config=config,
             preload=preload,
             scheduler_preload=scheduler_preload,
+            scheduler_memory_limit=scheduler_memory_limit,
             dashboard=dashboard,
             shutdown_on_close=shutdown_on_close,
         )

@@ -37,6 +37,7 @@ def request_body(
     config: Mapping[str, Any] | None = None,
     preload: str | Iterable[str] = (),
     scheduler_preload: str | Iterable[str] = (),
+    scheduler_memory_limit: str | float | None = None,
     dashboard: bool = True,
     shutdown_on_close: bool = True,
 ) -> dict[str, Any]:
@@ -74,6 +75,7 @@ def request_body(
         "pool": pool,
         "config": _or_none(config, _json_able),
         "scheduler_preload": list_of(scheduler_preload) or None,
+        "scheduler_memory_limit": memory_bytes(scheduler_memory_limit, "scheduler_memory_limit"),
         "dashboard": dashboard,
         "shutdown_on_close": shutdown_on_close,
     }
@@ -97,8 +99,8 @@ def whole(name: str, value: Any, low: int) -> int:
     return value
 
 
-def memory_bytes(value: str | float | None) -> int | None:
-    """Return a worker's memory limit in bytes, ``None`` for the agent's.
+def memory_bytes(value: str | float | None, name: str = "memory_limit") -> int | None:
+    """Return a memory limit in bytes, ``None`` for the agent's.
 
     Raises
     ------
@@ -109,7 +111,7 @@ def memory_bytes(value: str | float | None) -> int | None:
         return None
     size = parse_bytes(int(value) if isinstance(value, float) else value)
     if size < 1 << 20:
-        raise ValueError(f"memory_limit must be at least 1 MiB, not {value!r}; leave it out for what the pool gives")
+        raise ValueError(f"{name} must be at least 1 MiB, not {value!r}; leave it out for what the pool gives")
     return size
 
 

@@ -34,6 +34,8 @@ _MAX_DELAY_S = 5.0
 RENEW_STEP_S = 600.0
 """Longest sleep between two looks at the clock: a laptop that was asleep must notice that time has passed."""
 _RENEW_RETRY_S = 60.0
+_RENEW_AT_LEAST_S = 0.5
+"""Between two renewals, whatever the clocks of two hosts say."""
 
 
 async def follow(cluster_ref: weakref.ref[FleetCluster]) -> None:
@@ -86,22 +88,24 @@ async def _subscribe(cluster_ref: weakref.ref[FleetCluster], address: str, argum
 
 
 async def keep_certificate(cluster_ref: weakref.ref[FleetCluster]) -> None:
-    """Renew the certificate when half of its time has passed, until the cluster is closed."""
-    retry_at = 0.0
+    """Renew the certificate when half of the time that it still had when it came has passed, until the cluster is closed."""
+    certificate, ends, due = "", 0.0, 0.0
     while (cluster := cluster_ref()) is not None and cluster.status == Status.running:
-        begins, ends = validity_of(cluster.security.tls_client_cert)
-        due = max((begins + ends) / 2, retry_at)
-        if time.time() >= due:
+        now = time.time()
+        if certificate != cluster.security.tls_client_cert:
+            certificate = cluster.security.tls_client_cert
+            ends = validity_of(certificate)[1]
+            due = now + max(_RENEW_AT_LEAST_S, (ends - now) / 2)
+        if now >= due:
+            due = now + min(_RENEW_RETRY_S, max(_RENEW_AT_LEAST_S, (ends - now) / 4))
             try:
                 await cluster.renew()
-            except Exception as exc:  # noqa: BLE001 - the old one holds for hours yet; it is tried again
+            except Exception as exc:  # noqa: BLE001 - the old one holds for a while yet; it is tried again
                 log.warning("the certificate of cluster %s is not renewed yet: %s", cluster.name, exc)
-                retry_at = time.time() + _RENEW_RETRY_S
-                due = retry_at
             else:
                 continue
         del cluster
-        await asyncio.sleep(max(0.05, min(RENEW_STEP_S, due - time.time())))
+        await asyncio.sleep(max(0.05, min(RENEW_STEP_S, due - now)))
 
 
 async def move_clients(cluster: FleetCluster, address: str) -> None:

@@ -47,6 +47,19 @@ def memory_limit_bytes(limit: str, nworkers: int, *, available: int | None = Non
     return int(limit)
 
 
+def scheduler_memory_limit_bytes(limit: str, *, available: int | None = None) -> int:
+    """Return what each scheduler process may use, in bytes; 0 for no limit. `limit` is of `parse_memory_limit`.
+
+    ``auto`` is a quarter of what there is, and a GiB on a small host.
+    """
+    if limit == NONE:
+        return 0
+    if limit == AUTO:
+        there_is = available_memory() if available is None else available
+        return max(there_is // 4, min(there_is, 1 << 30))
+    return int(limit)
+
+
 def available_memory(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
     """Return the bytes of memory that this process's control groups leave it, or the host has; 0 if nothing tells."""
     found = [size for folder in memory_cgroups(proc, cgroups) if (size := _limit_of(folder)) is not None]

@@ -15,7 +15,7 @@ from dask_fleet.config.durations import parse_duration
 from dask_fleet.config.fingerprint import parse_fingerprint
 from dask_fleet.config.memory import parse_memory_limit
 from dask_fleet.config.secret import Secret
-from dask_fleet.config.settings import LOG_FORMATS, LOG_LEVELS, TLS_MODES, Settings
+from dask_fleet.config.settings import LOG_FORMATS, LOG_LEVELS, MAX_CERTIFICATE_LIFETIME_S, TLS_MODES, Settings
 from dask_fleet.model.durations import parse_bytes
 
 _TRUE = frozenset({"true", "yes", "on", "1"})
@@ -125,6 +125,13 @@ def _limit(value: Any) -> int | None:
     return None if value is None else _whole(1)(value)
 
 
+def _lifetime(value: Any) -> float:
+    seconds = parse_duration(value)
+    if not 1 <= seconds <= MAX_CERTIFICATE_LIFETIME_S:
+        raise ValueError("a duration from 1s to 24h")
+    return seconds
+
+
 def _fingerprint(value: Any) -> str:
     return parse_fingerprint(_text(value))
 
@@ -140,6 +147,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "nthreads": _whole(1),
     "memory_limit": parse_memory_limit,
     "spare_schedulers": _whole(0),
+    "scheduler_memory_limit": parse_memory_limit,
+    "certificate_lifetime_s": _lifetime,
     "cluster_host": _text,
     "agent": _boolean,
     "orphan_timeout_s": parse_duration,

@@ -9,6 +9,7 @@ from dask_fleet.config.cpus import available_cpus
 from dask_fleet.config.secret import Secret
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+MAX_CERTIFICATE_LIFETIME_S = 24 * 3600.0
 LOG_LEVELS = ("debug", "info", "warning", "error")
 TLS_MODES = ("off", "auto")
 LOG_FORMATS = ("text", "json")
@@ -42,6 +43,12 @@ class Settings:
     spare_schedulers: int = 1
     """Scheduler processes that each agent keeps ready for clusters, and twice as many fresh worker processes. One: a cluster
     is there in a few milliseconds, and what waits costs some megabytes and no CPU."""
+    scheduler_memory_limit: str = "auto"
+    """Memory of each cluster's scheduler process: a size, ``none``, or ``auto``, a quarter of what there is. At 95 % it is
+    killed and replaced, so that one cluster's graphs cost no other cluster its scheduler."""
+    certificate_lifetime_s: float = MAX_CERTIFICATE_LIFETIME_S
+    """Seconds that certificates within a cluster hold, at most 24 h; they are renewed half-way. A day: what is stolen is of
+    no use for long, and a server that is away for a night does no harm."""
     cluster_host: str | None = None
     """Address of this host on which schedulers and Dask workers listen. None: the one that faces the server."""
     agent: bool = True

@@ -54,6 +54,8 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
     scheduler_preload: tuple[str, ...] = ()
     memory_limit_bytes: int | None = None
     """Of each fresh worker process; ``None`` is the agent's."""
+    scheduler_memory_limit_bytes: int | None = None
+    """Of its scheduler process; ``None`` is the agent's."""
     dashboard: bool = True
 
 

@@ -26,6 +26,8 @@ class OpenCluster(Frame, frozen=True):
     preload: list[str] = []
     dashboard: bool = True
     idle_timeout_s: float | None = None
+    memory_limit_bytes: int | None = None
+    """Of the scheduler process; ``None`` is the agent's."""
 
 
 class CloseCluster(Frame, frozen=True):

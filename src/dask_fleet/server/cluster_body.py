@@ -20,6 +20,8 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 MAX_WORKERS = 100_000
 MAX_THREADS = 4_096
 MAX_SECONDS = 10 * 365 * 86_400.0
+MIN_SCHEDULER_MIB = 256
+"""A scheduler of Dask without a graph takes more than half of it."""
 MAX_CSR_CHARS = 16_384
 MAX_RESOURCE = 1e15
 """Of one resource: bytes of memory, say, given as a plain number."""
@@ -29,7 +31,7 @@ _CSR_BEGIN = "-----BEGIN CERTIFICATE REQUEST-----"
 
 _MEMBERS = (
     "name", "n_workers", "threads_per_worker", "resources", "pool", "idle_timeout", "max_lifetime", "memory_limit",
-    "config", "preload", "scheduler_preload", "dashboard", "shutdown_on_close", "csr", "versions",
+    "scheduler_memory_limit", "config", "preload", "scheduler_preload", "dashboard", "shutdown_on_close", "csr", "versions",
 )  # fmt: skip
 
 
@@ -65,6 +67,7 @@ def parse_create(body: bytes, principal: Principal, *, idempotency_key: str | No
         idle_timeout_s=take("idle_timeout", _duration, DEFAULT_IDLE_TIMEOUT_S, nullable=True),
         max_lifetime_s=take("max_lifetime", _duration, None, nullable=True),
         memory_limit_bytes=take("memory_limit", _size, None, nullable=True),
+        scheduler_memory_limit_bytes=take("scheduler_memory_limit", _scheduler_size, None, nullable=True),
         config=take("config", _config, {}),
         preload=take("preload", _modules, ()),
         scheduler_preload=take("scheduler_preload", _modules, ()),
@@ -189,14 +192,20 @@ def parse_seconds(value: Any) -> float:
         raise ValueError("seconds such as 30, or text such as '45s', '20m', '12h'") from None
 
 
-def _size(value: Any) -> int:
+def _size(value: Any, at_least_mib: int = 1) -> int:
     try:
         size = parse_bytes(value)
     except ValueError:
         size = 0
-    if not 1 << 20 <= size <= 1 << 60:
-        raise ValueError(f"a size of at least 1 MiB such as '4GiB', or null for the agent's, not {_shown(value)}")
+    if not at_least_mib << 20 <= size <= 1 << 60:
+        raise ValueError(
+            f"a size of at least {at_least_mib} MiB such as '4GiB', or null for the agent's, not {_shown(value)}"
+        )
     return size
+
+
+def _scheduler_size(value: Any) -> int:
+    return _size(value, MIN_SCHEDULER_MIB)
 
 
 def _resources(value: Any) -> dict[str, float]:

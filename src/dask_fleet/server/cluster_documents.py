@@ -34,6 +34,7 @@ def cluster_document(record: ClusterRecord, view: ClusterView | None) -> dict[st
         "threads_per_worker": spec.threads_per_worker,
         "resources": spec.resources,
         "memory_limit": spec.memory_limit_bytes,
+        "scheduler_memory_limit": spec.scheduler_memory_limit_bytes,
         "pool": spec.pool,
         "idle_timeout_s": spec.idle_timeout_s,
         "max_lifetime_s": spec.max_lifetime_s,

@@ -59,6 +59,7 @@ _CLUSTER: dict[str, Any] = {
     "threads_per_worker": {"type": "integer"},
     "resources": _NUMBERS,
     "memory_limit": {"type": ["integer", "null"]},
+    "scheduler_memory_limit": {"type": ["integer", "null"]},
     "pool": _TEXT,
     "idle_timeout_s": {"type": ["number", "null"]},
     "max_lifetime_s": {"type": ["number", "null"]},
@@ -84,6 +85,10 @@ CLUSTER_SCHEMAS: dict[str, Any] = {
             "memory_limit": {
                 "anyOf": [{"type": "integer"}, {"type": "string"}, {"type": "null"}],
                 "description": "Of each worker process: bytes, or text such as `4GiB`; null is the agent's.",
+            },
+            "scheduler_memory_limit": {
+                "anyOf": [{"type": "integer"}, {"type": "string"}, {"type": "null"}],
+                "description": "Of its scheduler process, at least 256 MiB; null is the agent's.",
             },
             "config": {"type": "object", "description": "Dask's configuration, nested or with dotted keys."},
             "preload": {"type": "array", "items": _TEXT, "maxItems": 100, "description": "Modules that workers import."},

@@ -114,6 +114,8 @@ async def _serve(settings: Settings, targets: list[str], parent: int | None) -> 
                 nthreads=settings.nthreads,
                 memory_limit=settings.memory_limit,
                 spares=settings.spare_schedulers,
+                scheduler_memory_limit=settings.scheduler_memory_limit,
+                certificate_lifetime_s=settings.certificate_lifetime_s,
                 cluster_host=settings.cluster_host or cluster_host(settings.host),
                 orphan_timeout_s=settings.orphan_timeout_s,
             )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,35 @@ def test_a_killed_scheduler_is_replaced_and_followed(fleet: ServedFleet, options
         until(lambda: cluster._document["epoch"] == 2, "the new scheduler")
         until(lambda: client.status == "running", "the client to be connected")
         assert client.submit(lambda: 2).result(timeout=DEADLINE_S) == 2
+
+
+def test_a_scheduler_that_takes_too_much_memory_is_replaced_and_no_other(
+    fleet: ServedFleet, options: dict[str, Any]
+) -> None:
+    def grow() -> int:
+        held = []
+        while len(held) < 60:
+            held.append(b"x" * (10 << 20))
+            time.sleep(0.03)
+        return len(held)
+
+    with (
+        FleetCluster(n_workers=1, scheduler_memory_limit="400MiB", **options) as cluster,
+        FleetCluster(n_workers=1, **options) as other,
+        Client(cluster) as client,
+        Client(other) as others,
+    ):
+        pid = others.run_on_scheduler(os.getpid)
+        until(lambda: cluster.followed, "the cluster to be followed")
+        with pytest.raises((OSError, CancelledError)):
+            client.run_on_scheduler(grow)
+        until(lambda: cluster._document["epoch"] == 2, "the new scheduler")
+        until(lambda: client.status == "running", "the client to be connected")
+        assert client.submit(lambda: 2).result(timeout=DEADLINE_S) == 2
+        story = fleet.request("GET", f"/v1/clusters/{cluster.cluster_id}/events").json()["events"]
+        (why,) = [event["data"]["reason"] for event in story if event["kind"] == "scheduler_lost"]
+        assert re.search(r"killed for its memory \(memory_limit\): it had \S+ MiB of the 400 MiB it may have", why)
+        assert others.run_on_scheduler(os.getpid) == pid
 
 
 def test_from_the_command_line(fleet: ServedFleet, options: dict[str, Any]) -> None:

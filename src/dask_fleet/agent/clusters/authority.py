@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from dask_fleet.agent.clusters.credentials import Credentials
+from dask_fleet.config.settings import MAX_CERTIFICATE_LIFETIME_S
 
-MAX_CERTIFICATE_LIFETIME_S = 24 * 3600.0
 AUTHORITY_LIFETIME_S = 30 * 24 * 3600.0
 """Longest life of a cluster: after it, no new connection is made within it."""
 CLOCK_SKEW_S = 600.0
@@ -47,10 +47,24 @@ class Authority:
         Its id; for people who look into a certificate.
     lifetime_s
         How long the authority is trusted.
+    certificate_lifetime_s
+        How long each certificate holds, at most a day.
+
+    Raises
+    ------
+    ValueError
+        If certificates would live longer.
     """
 
-    def __init__(self, cluster: str, *, lifetime_s: float = AUTHORITY_LIFETIME_S) -> None:
+    def __init__(
+        self,
+        cluster: str,
+        *,
+        lifetime_s: float = AUTHORITY_LIFETIME_S,
+        certificate_lifetime_s: float = MAX_CERTIFICATE_LIFETIME_S,
+    ) -> None:
         self.cluster = cluster
+        self._lifetime_s = _checked(certificate_lifetime_s)
         self._key = ec.generate_private_key(ec.SECP256R1())
         public = self._key.public_key()
         self._identifier = x509.SubjectKeyIdentifier.from_public_key(public)
@@ -67,7 +81,7 @@ class Authority:
         self.ca = certificate.public_bytes(serialization.Encoding.PEM).decode()
         """The authority's own certificate, in PEM; no secret."""
 
-    def issue(self, role: Role, *, lifetime_s: float = MAX_CERTIFICATE_LIFETIME_S) -> Credentials:
+    def issue(self, role: Role, *, lifetime_s: float | None = None) -> Credentials:
         """Make a key and a certificate for it.
 
         Raises
@@ -75,8 +89,7 @@ class Authority:
         ValueError
             If the certificate would live longer than a day.
         """
-        if lifetime_s > MAX_CERTIFICATE_LIFETIME_S:
-            raise ValueError(f"a certificate lives {MAX_CERTIFICATE_LIFETIME_S:.0f} s at most, not {lifetime_s:.0f}: renew")
+        lifetime_s = self._lifetime_s if lifetime_s is None else _checked(lifetime_s)
         key = ec.generate_private_key(ec.SECP256R1())
         certificate, expires = self._certify(key.public_key(), role, lifetime_s)
         return Credentials(
@@ -99,7 +112,7 @@ class Authority:
         key = parsed.public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _CURVES:
             raise ValueError("the key of a certificate request must be on the curve P-256 or P-384")
-        return self._certify(key, role, MAX_CERTIFICATE_LIFETIME_S)[0]
+        return self._certify(key, role, self._lifetime_s)[0]
 
     def _certify(self, key: ec.EllipticCurvePublicKey, role: Role, lifetime_s: float) -> tuple[str, dt.datetime]:
         now = dt.datetime.now(dt.UTC)
@@ -119,6 +132,23 @@ class Authority:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an authority's key does not leave the process that made it; issue a certificate instead")
+
+
+def _checked(lifetime_s: float) -> float:
+    if lifetime_s > MAX_CERTIFICATE_LIFETIME_S:
+        raise ValueError(f"a certificate lives {MAX_CERTIFICATE_LIFETIME_S:.0f} s at most, not {lifetime_s:.0f}: renew")
+    return lifetime_s
+
+
+def expiry_us(certificate: str) -> int:
+    """Return until when a certificate (PEM) holds, in microseconds since 1970.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    return int(x509.load_pem_x509_certificate(certificate.encode("ascii")).not_valid_after_utc.timestamp() * 1e6)
 
 
 def request_certificate(member: str) -> tuple[bytes, str]:

@@ -6,14 +6,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from dask_fleet.agent.clusters.authority import Authority, Role
 from dask_fleet.agent.clusters.credentials import Credentials
 from dask_fleet.agent.clusters.frames import Open, Opened, SchedulerState
+from dask_fleet.agent.clusters.scheduler_watch import SchedulerWatch
 from dask_fleet.agent.clusters.schedulers import CLOSE_S, SchedulerFailed, SchedulerProcess
 from dask_fleet.agent.clusters.spares import Spares
-from dask_fleet.agent.vitals import LOOK_AGAIN_S, Vitals
+from dask_fleet.config.settings import MAX_CERTIFICATE_LIFETIME_S
 from dask_fleet.protocol.cluster_frames import ClusterOpened, ClusterRef, ClusterStatus, OpenCluster
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,15 @@ to its workers and clients, which wait for it.
 """
 
 
+class SchedulerLimits(NamedTuple):
+    """What an agent allows the schedulers that it runs."""
+
+    memory_limit_bytes: int = 0
+    """Of each process; 0 for none. A cluster may ask for another one."""
+    certificate_lifetime_s: float = MAX_CERTIFICATE_LIFETIME_S
+    """Of the certificates in each cluster."""
+
+
 class HeldCluster:
     """The scheduler process of one epoch of a cluster, and the cluster's authority, whose key is nowhere else."""
 
@@ -40,12 +50,13 @@ class HeldCluster:
         spares: Spares[SchedulerProcess],
         host: str,
         send: Callable[[Any], None],
+        limits: SchedulerLimits,
         targets: Sequence[str] = (),
     ) -> None:
         loop = asyncio.get_running_loop()
         self.request = request
         self.ref = ClusterRef(request.cluster, request.epoch)
-        self.authority = Authority(request.cluster)
+        self.authority = Authority(request.cluster, certificate_lifetime_s=limits.certificate_lifetime_s)
         self.opened: asyncio.Future[Opened | None] = loop.create_future()
         """Where it listens; ``None`` if it never will."""
         self.expires_us = 0
@@ -53,6 +64,7 @@ class HeldCluster:
         self._spares = spares
         self._host = host
         self._send = send
+        self._limits = limits
         self._targets = targets
         self._process: SchedulerProcess | None = None
         self._closing: asyncio.Future[str] = loop.create_future()
@@ -80,51 +92,41 @@ class HeldCluster:
         async with asyncio.timeout(_TAKE_S):
             process = self._process = await self._spares.take()
         process.on_state = self._state
-        credentials = self._issue()
-        request = self.request
-        idle_s = request.idle_timeout_s
-        opened = await process.open(
-            Open(
-                cluster=request.cluster,
-                credentials=credentials,
-                host=self._host,
-                config=request.config,
-                preloads=request.preload,
-                idle_timeout_s=None if idle_s is None else idle_s + _IDLE_BEYOND_S,
-                dashboard=request.dashboard,
-                targets=list(self._targets),
-            )
-        )
-        self.opened.set_result(opened)
-        self.tell()
-        ended = asyncio.create_task(process.ended(), name=f"ended-{request.cluster}")
+        asked = self.request.memory_limit_bytes
+        watch = SchedulerWatch(process.pid, self._limits.memory_limit_bytes if asked is None else asked)
+        opening = asyncio.create_task(process.open(self._request()), name=f"open-{self.ref.cluster}")
+        ended = asyncio.create_task(process.ended(), name=f"ended-{self.ref.cluster}")
         try:
-            stopped = await self._until_over(process, ended)
-            if stopped:
-                return stopped
+            if must_die := await watch.until(opening):  # a preload may take all memory there is
+                return await _kill(process, must_die, ended)
+            self.opened.set_result(opening.result())
+            self.tell()
+            if must_die := await watch.until(ended, self._closing):
+                return await _kill(process, must_die, ended)
             if ended.done():
                 return f"the scheduler process {ended.result()}" if not process.closed_itself else ended.result()
             why = self._closing.result()
             await process.close(why)
             return why
         finally:
+            opening.cancel()
             ended.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+            watch.close()
 
-    async def _until_over(self, process: SchedulerProcess, ended: asyncio.Task[str]) -> str:
-        """Wait until the process has ended or is to close; one that was stopped is killed, which is what the answer says."""
-        loop, vitals = asyncio.get_running_loop(), Vitals(process.pid)
-        wait_s = _LOOK_S
-        try:
-            while not (await asyncio.wait([ended, self._closing], timeout=wait_s, return_when=asyncio.FIRST_COMPLETED))[0]:
-                vitals.look(loop.time())
-                wait_s = _LOOK_S if vitals.stopped_since is None else LOOK_AGAIN_S
-                if vitals.stopped_since is not None and loop.time() - vitals.stopped_since >= LOOK_AGAIN_S * 0.9:
-                    process.kill()
-                    await asyncio.wait([ended], timeout=CLOSE_S)
-                    return "the scheduler process was stopped, and killed for that"
-        finally:
-            vitals.close()
-        return ""
+    def _request(self) -> Open:
+        request = self.request
+        idle_s = request.idle_timeout_s
+        return Open(
+            cluster=request.cluster,
+            credentials=self._issue(),
+            host=self._host,
+            config=request.config,
+            preloads=request.preload,
+            idle_timeout_s=None if idle_s is None else idle_s + _IDLE_BEYOND_S,
+            dashboard=request.dashboard,
+            targets=list(self._targets),
+        )
 
     def close(self, why: str) -> None:
         """Let it end. Twice is harmless."""
@@ -181,3 +183,9 @@ class HeldCluster:
         self._send(
             ClusterStatus(self.ref.cluster, self.ref.epoch, state.workers, state.tasks, state.clients, round(idle_s, 1))
         )
+
+
+async def _kill(process: SchedulerProcess, why: str, ended: asyncio.Task[str]) -> str:
+    process.kill()
+    await asyncio.wait([ended], timeout=CLOSE_S)
+    return f"the scheduler process {why}"

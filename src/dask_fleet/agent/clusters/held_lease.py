@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 
 from dask_fleet.agent import deaths
-from dask_fleet.agent.clusters.authority import MAX_CERTIFICATE_LIFETIME_S, request_certificate
+from dask_fleet.agent.clusters.authority import expiry_us, request_certificate
 from dask_fleet.agent.clusters.credentials import Credentials
 from dask_fleet.agent.clusters.frames import Join, Joined, Leave, Left, Released, Renew
 from dask_fleet.agent.clusters.memory import Thresholds
@@ -191,8 +190,8 @@ class HeldLease:
     def _credentials(self, signature: Signature) -> Credentials:
         if not signature.certificate:
             raise Gone("its certificate was refused by the agent of the scheduler")
-        expires_us = time.time_ns() // 1000 + int(MAX_CERTIFICATE_LIFETIME_S * 1e6)
-        return Credentials(signature.ca.decode(), signature.certificate.decode(), self._key, expires_us)
+        certificate = signature.certificate.decode()
+        return Credentials(signature.ca.decode(), certificate, self._key, expiry_us(certificate))
 
     async def _unless_leaving(
         self, step: Coroutine[Any, Any, Any] | asyncio.Future[Any], timeout_s: float | None, too_late: str

@@ -17,7 +17,7 @@ from typing import Any
 from dask_fleet.agent.clusters.authority import Role
 from dask_fleet.agent.clusters.credentials import Credentials
 from dask_fleet.agent.clusters.frames import AgentBoundFromMembership
-from dask_fleet.agent.clusters.held_cluster import HeldCluster
+from dask_fleet.agent.clusters.held_cluster import HeldCluster, SchedulerLimits
 from dask_fleet.agent.clusters.held_lease import Gone, HeldLease
 from dask_fleet.agent.clusters.schedulers import SchedulerLauncher, SchedulerProcess
 from dask_fleet.agent.clusters.scratch import Scratch
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 _REMEMBERED = 2_000
 """Ended clusters and leases that are remembered."""
 _RENEW_EVERY_S = 600.0
-_RENEW_BEFORE_S = 12 * 3600.0
+"""Longest time between two looks at who needs a fresh certificate: half-way through the old one."""
 _CLOSE_S = 8.0
 """How long clusters may take to end in an orderly way when the agent ends."""
 
@@ -67,6 +67,8 @@ class ClusterHost:
         Returns the address under which other hosts of the fleet reach this one.
     memory_limit_bytes
         Of each worker process; 0 for none.
+    limits
+        Of the schedulers that it runs.
     spares
         Scheduler processes to keep ready; of worker processes twice as many, no more than there are slots.
     """
@@ -82,11 +84,13 @@ class ClusterHost:
         memory_limit_bytes: int,
         slots: int,
         spares: int,
+        limits: SchedulerLimits,
     ) -> None:
         self._supervisor = supervisor
         self._send = send
         self._host = host
         self._memory_limit_bytes = memory_limit_bytes
+        self._limits = limits
         self._scratch = Scratch(data_dir)
         self._targets: Sequence[str] = ()
         self._loop = asyncio.get_running_loop()
@@ -215,7 +219,12 @@ class ClusterHost:
             if other.cluster == ref.cluster:
                 cluster.close("a later epoch of this cluster was opened")
         cluster = self._clusters[ref] = HeldCluster(
-            request, spares=self._schedulers, host=self._host(), send=self._send, targets=self._targets
+            request,
+            spares=self._schedulers,
+            host=self._host(),
+            send=self._send,
+            limits=self._limits,
+            targets=self._targets,
         )
         self._run(self._live(cluster), f"cluster-{request.cluster}")
 
@@ -337,9 +346,10 @@ class ClusterHost:
 
     async def _renew(self) -> None:
         """Give everyone a fresh certificate in good time."""
+        lifetime_s = self._limits.certificate_lifetime_s
         while True:
-            await asyncio.sleep(_RENEW_EVERY_S)
-            due_us = int((time.time() + _RENEW_BEFORE_S) * 1e6)
+            await asyncio.sleep(min(_RENEW_EVERY_S, lifetime_s / 8))
+            due_us = int((time.time() + lifetime_s / 2) * 1e6)
             for cluster in list(self._clusters.values()):
                 if cluster.expires_us < due_us:
                     cluster.renew()

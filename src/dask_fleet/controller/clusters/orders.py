@@ -18,6 +18,7 @@ def open_frame(record: ClusterRecord) -> OpenCluster:
         preload=list(spec.scheduler_preload),
         dashboard=spec.dashboard,
         idle_timeout_s=spec.idle_timeout_s,
+        memory_limit_bytes=spec.scheduler_memory_limit_bytes,
     )
 
 
