@@ -58,6 +58,10 @@ def serve(
     max_cluster_workers: Annotated[
         int | None, typer.Option(help="Dask workers that one cluster may ask for.", show_default="no limit")
     ] = None,
+    spare_clusters: Annotated[
+        int | None,
+        typer.Option(help="Dask clusters that each pool keeps ready for active tenants; 0 for none.", show_default="1"),
+    ] = None,
     max_connections_per_peer: Annotated[
         int | None, typer.Option(help="Open connections that one address may have.", show_default="512")
     ] = None,
@@ -105,6 +109,7 @@ def serve(
             "max_queued": max_queued,
             "max_clusters_per_user": max_clusters_per_user,
             "max_cluster_workers": max_cluster_workers,
+            "spare_clusters": spare_clusters,
             "max_connections_per_peer": max_connections_per_peer,
             "drain_timeout": drain_timeout,
             "allowed_hosts": allowed_hosts,

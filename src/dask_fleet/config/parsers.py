@@ -155,6 +155,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "max_queued": _whole(1),
     "max_clusters_per_user": _whole(1),
     "max_cluster_workers": _limit,
+    "spare_clusters": _whole(0),
     "max_connections_per_peer": _whole(1),
     "drain_timeout_s": parse_duration,
     "row_retention_s": parse_duration,

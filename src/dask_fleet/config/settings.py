@@ -62,6 +62,9 @@ class Settings:
     has mostly forgotten some."""
     max_cluster_workers: int | None = None
     """Dask workers that one cluster may ask for. None: as many as the pool's slots allow."""
+    spare_clusters: int = 1
+    """Dask clusters that each pool keeps ready, workers joined, for tenants that asked for one in the last 20 minutes; 0 for
+    none. One: the next cluster is there at once, and its slots are given back as soon as anybody else wants them."""
     max_connections_per_peer: int = 512
     """Open connections that one address may have; more are answered with 503. A reverse proxy is one address: set it to
     what the proxy opens at most."""

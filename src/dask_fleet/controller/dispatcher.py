@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from functools import partial
 from typing import Any, Protocol
 
@@ -44,14 +44,25 @@ class SlotTurns(Protocol):
     def after_jobs(self) -> None:
         """Take what queued runs have left."""
 
+    @property
+    def has_spares(self) -> bool:
+        """Whether it keeps slots that nobody needs yet; else it is not asked for them."""
+
+    def make_way(self, lanes: Collection[Lane]) -> None:
+        """Give such slots back that runs of these lanes could use, and those that runs given ahead wait for."""
+
 
 class _NobodyElse:
     hungry = False
+    has_spares = False
 
     def before_jobs(self) -> None:
         pass
 
     def after_jobs(self) -> None:
+        pass
+
+    def make_way(self, lanes: Collection[Lane]) -> None:
         pass
 
 
@@ -105,6 +116,8 @@ class Dispatcher:
         handle = self._agents.choose(lane)
         if handle is not None:
             handle.reserved += 1
+            if self.others.has_spares and handle.free < 0:
+                self.others.make_way(())
         return handle
 
     def release(self, handle: AgentHandle, *, alone: bool = False) -> None:
@@ -162,12 +175,15 @@ class Dispatcher:
 
     def pump(self) -> None:
         """Give free slots to queued runs, and to clusters in their turns, until one of both is used up."""
-        if not self.others.hungry or self.paused:
+        others = self.others
+        if not others.hungry or self.paused:
             self._pump_queue()
-            return
-        self.others.before_jobs()
-        self._pump_queue()
-        self.others.after_jobs()
+        else:
+            others.before_jobs()
+            self._pump_queue()
+            others.after_jobs()
+        if others.has_spares and not self.paused:
+            others.make_way(self.queue.lanes() if len(self.queue) else ())
 
     def head_since(self) -> float | None:
         """Return since when (monotonic clock) the queued run waits that gets the next slot, or ``None`` if none waits."""

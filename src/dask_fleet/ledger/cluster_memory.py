@@ -8,7 +8,15 @@ from dask_fleet.ledger import cluster_changes
 from dask_fleet.ledger.cluster_changes import ClusterDraft
 from dask_fleet.ledger.clusters import id_in_use, name_in_use
 from dask_fleet.model.cluster_states import SlotLeaseEvent
-from dask_fleet.model.clusters import ClusterChange, ClusterEventRecord, ClusterRecord, ClusterSpec, NewCluster, SlotLease
+from dask_fleet.model.clusters import (
+    ClusterChange,
+    ClusterEventRecord,
+    ClusterKind,
+    ClusterRecord,
+    ClusterSpec,
+    NewCluster,
+    SlotLease,
+)
 
 
 class MemoryClusters:
@@ -96,11 +104,12 @@ class MemoryClusters:
         """See `Ledger.get_cluster`."""
         return self._clusters.get(cluster_id)
 
-    def clusters(self, tenant: str | None, limit: int, *, living: bool) -> list[ClusterRecord]:
+    def clusters(self, tenant: str | None, limit: int, *, living: bool, spares: bool) -> list[ClusterRecord]:
         """See `Ledger.clusters`."""
         found = [
             record for record in self._clusters.values()
             if tenant in {None, record.tenant} and not (living and record.state.is_terminal)
+            and (spares or record.kind is not ClusterKind.SPARE)
         ]
         return sorted(found, key=lambda record: (record.created_us, record.cluster_id), reverse=True)[:limit]
 

@@ -21,10 +21,10 @@ class ClusterReads:
         row = self._execute(_SQL["cluster"], (cluster_id,)).fetchone()
         return None if row is None else cluster_rows.cluster_from_row(row)
 
-    def clusters(self, tenant: str | None, limit: int, *, living: bool) -> list[ClusterRecord]:
+    def clusters(self, tenant: str | None, limit: int, *, living: bool, spares: bool) -> list[ClusterRecord]:
         """See `Ledger.clusters`."""
         name = "living_clusters" if living else "all_clusters" if tenant is None else "clusters_of_tenant"
-        return [cluster_rows.cluster_from_row(row) for row in self._execute(_SQL[name], (tenant, limit))]
+        return [cluster_rows.cluster_from_row(row) for row in self._execute(_SQL[name], (tenant, limit, spares))]
 
     def cluster_events(self, cluster_id: str) -> list[ClusterEventRecord]:
         """See `Ledger.cluster_events`."""

@@ -255,9 +255,11 @@ class MemoryLedger(Ledger):
         """See the port."""
         return self._clusters.get(cluster_id)
 
-    async def clusters(self, *, tenant: str | None = None, living: bool = True, limit: int = 1000) -> list[ClusterRecord]:
+    async def clusters(
+        self, *, tenant: str | None = None, living: bool = True, spares: bool = True, limit: int = 1000
+    ) -> list[ClusterRecord]:
         """See the port."""
-        return self._clusters.clusters(tenant, limit, living=living)
+        return self._clusters.clusters(tenant, limit, living=living, spares=spares)
 
     async def cluster_events(self, cluster_id: str) -> list[ClusterEventRecord]:
         """See the port."""

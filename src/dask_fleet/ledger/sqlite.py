@@ -241,10 +241,12 @@ class SQLiteLedger(Ledger):
         opened = self._open
         return cast("ClusterRecord | None", await opened.reader.submit(opened.reads.cluster, cluster_id))
 
-    async def clusters(self, *, tenant: str | None = None, living: bool = True, limit: int = 1000) -> list[ClusterRecord]:
+    async def clusters(
+        self, *, tenant: str | None = None, living: bool = True, spares: bool = True, limit: int = 1000
+    ) -> list[ClusterRecord]:
         """See the port."""
         opened = self._open
-        call = partial(opened.reads.clusters, living=living)
+        call = partial(opened.reads.clusters, living=living, spares=spares)
         return cast("list[ClusterRecord]", await opened.reader.submit(call, tenant, limit))
 
     async def cluster_events(self, cluster_id: str) -> list[ClusterEventRecord]:

@@ -57,6 +57,10 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
     scheduler_memory_limit_bytes: int | None = None
     """Of its scheduler process; ``None`` is the agent's."""
     dashboard: bool = True
+    shared: bool = False
+    """Its workers join processes that the tenant's jobs and its other shared clusters use too."""
+    requested_as: str = ""
+    """Of a spare that was handed out: the id that its request would have made, so that the request may be repeated."""
 
 
 class NewCluster(msgspec.Struct, frozen=True, kw_only=True):

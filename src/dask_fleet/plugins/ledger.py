@@ -225,8 +225,10 @@ class Ledger(ABC):
         """Return a cluster, living or ended."""
 
     @abstractmethod
-    async def clusters(self, *, tenant: str | None = None, living: bool = True, limit: int = 1000) -> list[ClusterRecord]:
-        """Return clusters, newest first: living ones, or also those that ended."""
+    async def clusters(
+        self, *, tenant: str | None = None, living: bool = True, spares: bool = True, limit: int = 1000
+    ) -> list[ClusterRecord]:
+        """Return clusters, newest first: living ones, or also those that ended; with spares that nobody has, or without."""
 
     @abstractmethod
     async def cluster_events(self, cluster_id: str) -> list[ClusterEventRecord]:

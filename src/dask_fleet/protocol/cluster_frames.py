@@ -16,7 +16,10 @@ from dask_fleet.protocol.frame import Frame
 
 
 class OpenCluster(Frame, frozen=True):
-    """Take a scheduler process for this cluster; answered by `ClusterOpened` or `ClusterGone`. Repeating it is harmless."""
+    """Take a scheduler process for this cluster; answered by `ClusterOpened` or `ClusterGone`. Repeating it is harmless.
+
+    Repeated with another `idle_timeout_s`, it changes that: a spare cluster has been handed out.
+    """
 
     cluster: str
     epoch: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import dask
@@ -39,6 +40,11 @@ class FleetScheduler(Scheduler):  # type: ignore[misc]
         """Close, and keep the first reason."""
         self.close_reason = self.close_reason or reason
         await super().close(timeout=timeout, reason=reason)
+
+    def limit_idle(self, seconds: float | None) -> None:
+        """Close after so long without work; that time begins anew."""
+        self.idle_timeout = seconds
+        self.idle_since = time.time()
 
     def heartbeat_worker(self, **heartbeat: Any) -> dict[str, Any]:
         """Take a heartbeat; an idle worker may wait longer before the next."""

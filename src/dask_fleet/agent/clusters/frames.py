@@ -57,7 +57,13 @@ class MoveData(Frame, frozen=True):
     workers: list[str]
 
 
-SchedulerBound = Open | Renew | Close | MoveData
+class LimitIdle(Frame, frozen=True):
+    """Close when nothing was computed for so long from now on: a spare cluster has been handed out."""
+
+    idle_timeout_s: float | None
+
+
+SchedulerBound = Open | Renew | Close | MoveData | LimitIdle
 
 # ---------------------------------------------------------------- scheduler process → agent
 

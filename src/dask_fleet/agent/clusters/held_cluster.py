@@ -31,6 +31,10 @@ to its workers and clients, which wait for it.
 """
 
 
+def _beyond(idle_timeout_s: float | None) -> float | None:
+    return None if idle_timeout_s is None else idle_timeout_s + _IDLE_BEYOND_S
+
+
 class SchedulerLimits(NamedTuple):
     """What an agent allows the schedulers that it runs."""
 
@@ -92,7 +96,8 @@ class HeldCluster:
         async with asyncio.timeout(_TAKE_S):
             process = self._process = await self._spares.take()
         process.on_state = self._state
-        asked = self.request.memory_limit_bytes
+        request = self.request
+        asked = request.memory_limit_bytes
         watch = SchedulerWatch(process.pid, self._limits.memory_limit_bytes if asked is None else asked)
         opening = asyncio.create_task(process.open(self._request()), name=f"open-{self.ref.cluster}")
         ended = asyncio.create_task(process.ended(), name=f"ended-{self.ref.cluster}")
@@ -100,6 +105,8 @@ class HeldCluster:
             if must_die := await watch.until(opening):  # a preload may take all memory there is
                 return await _kill(process, must_die, ended)
             self.opened.set_result(opening.result())
+            if self.request is not request:  # meanwhile it was told of another limit
+                process.limit_idle(_beyond(self.request.idle_timeout_s))
             self.tell()
             if must_die := await watch.until(ended, self._closing):
                 return await _kill(process, must_die, ended)
@@ -116,17 +123,24 @@ class HeldCluster:
 
     def _request(self) -> Open:
         request = self.request
-        idle_s = request.idle_timeout_s
         return Open(
             cluster=request.cluster,
             credentials=self._issue(),
             host=self._host,
             config=request.config,
             preloads=request.preload,
-            idle_timeout_s=None if idle_s is None else idle_s + _IDLE_BEYOND_S,
+            idle_timeout_s=_beyond(request.idle_timeout_s),
             dashboard=request.dashboard,
             targets=list(self._targets),
         )
+
+    def told_again(self, request: OpenCluster) -> None:
+        """Take what the server wants of it now: of a spare that was handed out, other limits."""
+        if request.idle_timeout_s != self.request.idle_timeout_s:
+            self.request = request
+            if self._process is not None and self.address:
+                self._process.limit_idle(_beyond(request.idle_timeout_s))
+        self.tell()
 
     def close(self, why: str) -> None:
         """Let it end. Twice is harmless."""

@@ -207,7 +207,7 @@ class ClusterHost:
     def _open(self, request: OpenCluster) -> None:
         ref = ClusterRef(request.cluster, request.epoch)
         if (known := self._clusters.get(ref)) is not None:
-            known.tell()
+            known.told_again(request)
             return
         why = self._ended.get(ref, self._refusal)
         if not why and any(other.cluster == ref.cluster and other.epoch > ref.epoch for other in self._clusters):

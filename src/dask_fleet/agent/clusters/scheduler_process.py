@@ -20,6 +20,7 @@ from dask_fleet.agent.clusters.frames import (
     Close,
     Closed,
     DataMoved,
+    LimitIdle,
     MoveData,
     Open,
     Opened,
@@ -137,6 +138,8 @@ class _Process:
                     move = asyncio.create_task(self._move(frame), name="move-data")
                     self._moves.add(move)  # the loop itself holds tasks only weakly
                     move.add_done_callback(self._moves.discard)
+                elif isinstance(frame, LimitIdle):
+                    self._scheduler.limit_idle(frame.idle_timeout_s)
                 elif isinstance(frame, Open) and frame.cluster == self._cluster:
                     await self._send(Opened(frame.cluster, self._scheduler.address, self._scheduler.dashboard_url))
 

@@ -16,6 +16,7 @@ from dask_fleet.agent.clusters.frames import (
     Close,
     Closed,
     DataMoved,
+    LimitIdle,
     MoveData,
     Open,
     Opened,
@@ -105,6 +106,10 @@ class SchedulerProcess:
     def renew(self, credentials: Credentials) -> None:
         """Let it show another certificate from now on."""
         self._child.send(Renew(self._cluster, credentials))
+
+    def limit_idle(self, seconds: float | None) -> None:
+        """Let it close itself after so long without work, from now on."""
+        self._child.send(LimitIdle(seconds))
 
     async def move_data(self, workers: list[str]) -> list[str]:
         """Let the data of workers (by name) be copied to others; returns those that can go without a loss.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Iterator
+
+from msgspec.structs import replace
 
 from dask_fleet.controller.agents import Agents
 from dask_fleet.controller.clusters.placing import Owner
 from dask_fleet.model.cluster_states import ClusterState, SlotLeaseState
-from dask_fleet.model.clusters import ClusterRecord, SlotLease
+from dask_fleet.model.clusters import ClusterKind, ClusterRecord, SlotLease
 from dask_fleet.protocol.cluster_frames import ClusterOpened, ClusterStatus
 
 AttemptKey = tuple[int, int]
@@ -64,12 +67,24 @@ class Entry:
         """What the last of them died of."""
         self.not_before = 0.0
         """No new worker before then: the last ones could not start."""
+        self.used_since = -math.inf
+        """Before that it was nobody's: a spare's idleness is not that of who gets it."""
+        self.is_taken = False
+        """It is being handed out: nobody else may have it, or close it for its slots."""
         self.csr: bytes | None = None
         self.leave_first: set[str] = set()
         """Names of workers that go first when it shrinks."""
         self.waiters: list[asyncio.Future[None]] = []
         self.is_busy = False
         self.is_dirty = False
+
+    def take(self, record: ClusterRecord) -> None:
+        """Take what the ledger has said of it. A target, or an owner, that has come meanwhile stays."""
+        mine = self.record
+        record = replace(record, spec=mine.spec)
+        if record.kind is ClusterKind.SPARE and mine.kind is not ClusterKind.SPARE:
+            record = replace(record, kind=mine.kind, name=mine.name, user=mine.user, created_us=mine.created_us)
+        self.record = record
 
     @property
     def owner(self) -> Owner:

@@ -123,7 +123,7 @@ class JobClusters:
             raise InvalidParameters("resources of workers are numbers that are not negative")
         hosts = self._slots.hosts(handle.pool)
         if frame.n_workers is None:
-            free = sum(max(host.free, 0) for host in hosts)
+            free = sum(max(host.free, 0) for host in hosts) + self._clusters.spares.slots_in(handle.pool)
             n_workers = placing.width_to_workers(frame.width, threads, free=free)
             if self._clusters.max_workers is not None:
                 n_workers = max(1, min(n_workers, self._clusters.max_workers))

@@ -8,6 +8,7 @@ from typing import Any
 
 from dask_fleet.controller.agents import AgentHandle, Agents, agent_home
 from dask_fleet.controller.clusters.book import Book, Entry, Held, wake
+from dask_fleet.controller.clusters.orders import open_frame
 from dask_fleet.controller.clusters.signing import Signer
 from dask_fleet.model.cluster_states import ClusterState, SlotLeaseState
 from dask_fleet.plugins.clock import Clock
@@ -124,6 +125,8 @@ class Hearing:
                 runs = is_ours and held.lease.lease_id in leases
                 if not runs and (held.joined or held.lease.state is not SlotLeaseState.GRANTED):
                     held.left = "its process ended while its agent could not be heard"
+            if record.spec.requested_as and record.state is ClusterState.RUNNING and record.agent == agent:
+                handle.send(open_frame(record))  # handed out while its agent was away: it learns of the limits
             if concerned:
                 self._touch(entry)
         book.mirror(agent)

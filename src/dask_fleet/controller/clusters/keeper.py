@@ -12,8 +12,6 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from msgspec.structs import replace
-
 from dask_fleet.controller.agents import Agents
 from dask_fleet.controller.alarms import Alarms
 from dask_fleet.controller.clusters.book import Book, Entry, Held, wake
@@ -165,6 +163,8 @@ class Keeper:
             if record.kind is ClusterKind.JOB:
                 entry.close_reason = f"its scheduler was lost: {why}"
                 self._lost(entry, why)
+            elif entry.record.kind is ClusterKind.SPARE:  # as the ledger has it now: it may have been handed out meanwhile
+                entry.close_reason = f"its scheduler was lost: {why}"
             elif lately > MOST_LOSSES:
                 entry.fail_reason = (
                     f"its scheduler was lost {lately} times within {LOSSES_WITHIN_S:.0f} s, the last time because: {why}"
@@ -339,8 +339,7 @@ class Keeper:
             assert record is not None, "a cluster is purged only after it has left the book"
         if record.state is not entry.record.state:
             entry.asked_at = None
-        # The target is not of the keeper's making: what a user has asked for meanwhile stays.
-        entry.record = replace(record, spec=entry.record.spec)
+        entry.take(record)
         wake(entry)
         return took
 

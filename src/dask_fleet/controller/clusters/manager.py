@@ -19,6 +19,7 @@ from dask_fleet.controller.clusters.hearing import Hearing
 from dask_fleet.controller.clusters.keeper import START_S, Keeper
 from dask_fleet.controller.clusters.signing import Signer
 from dask_fleet.controller.clusters.slots import SlotGiver
+from dask_fleet.controller.clusters.spares import SpareClusters
 from dask_fleet.controller.clusters.view import ClusterView
 from dask_fleet.controller.clusters.waiting import waiting_for
 from dask_fleet.controller.dispatcher import Dispatcher
@@ -58,6 +59,7 @@ class Clusters:
         spawn: Spawn,
         max_per_user: int = 20,
         max_workers: int | None = None,
+        spares: int = 0,
     ) -> None:
         self._ledger = ledger
         self._agents = agents
@@ -87,6 +89,11 @@ class Clusters:
             since_head=dispatcher.head_since,
         )
         dispatcher.others = self._slots
+        self.spares = SpareClusters(
+            book=self.book, ledger=ledger, agents=agents, dispatcher=dispatcher, slots=self._slots, alarms=alarms,
+            clock=clock, spawn=spawn, touch=self._keeper.touch, per_pool=spares,
+        )  # fmt: skip
+        self._slots.spares = self.spares
         self.hearing = Hearing(
             book=self.book, agents=agents, clock=clock, touch=self._keeper.touch, changed=self._changed,
             signer=self._signer, spawn=spawn,
@@ -96,6 +103,8 @@ class Clusters:
         )
         self._signing: dict[tuple[str, bytes], asyncio.Task[tuple[bytes, bytes]]] = {}
         self._creating: dict[tuple[str, str], int] = {}
+        self._under_way: dict[str, asyncio.Task[ClusterRecord]] = {}
+        """Requests that are being recorded, by the id they ask for."""
         self._ticks = False
 
     # ------------------------------------------------------------------ life
@@ -122,6 +131,7 @@ class Clusters:
                 assert agent is not None
                 self.hearing.expect(agent)
             self._keeper.touch(entry)
+        self.spares.take_up()
         if self.book.entries:
             log.info("clusters taken up", extra={"action": "clusters_recovered", "clusters": len(self.book.entries)})
             self._keep_ticking()
@@ -177,7 +187,7 @@ class Clusters:
         status = entry.status
         if status is None or status.epoch != entry.record.epoch or status.idle_s <= 0:
             return 0.0
-        return status.idle_s + now - entry.status_at
+        return max(0.0, min(status.idle_s + now - entry.status_at, now - entry.used_since))
 
     # ------------------------------------------------------------------ requests
 
@@ -206,6 +216,10 @@ class Clusters:
         if self._dispatcher.paused:
             raise Draining("the server is shutting down; ask again in a moment", retry_after_s=5)
         owner = (new.tenant, new.user)
+        if (under_way := self._under_way.get(new.cluster_id)) is not None:
+            return await asyncio.shield(under_way)
+        if self.spares.made_of(new.cluster_id) is not None:
+            raise Conflict(f"the cluster {new.cluster_id} was made before", cluster_id=new.cluster_id)
         self._check_size(new)
         if new.kind is ClusterKind.USER:
             living = self.book.living(owner) + self._creating.get(owner, 0)
@@ -218,10 +232,12 @@ class Clusters:
         self._creating[owner] = self._creating.get(owner, 0) + 1
         # The caller may go away; what is recorded must be in the book.
         task = asyncio.create_task(self._create(new, csr, waits_s), name=f"create-{new.cluster_id}")
-        task.add_done_callback(lambda _: self._created(owner))
+        self._under_way[new.cluster_id] = task
+        task.add_done_callback(lambda _: self._created(owner, new.cluster_id))
         return await asyncio.shield(task)
 
-    def _created(self, owner: tuple[str, str]) -> None:
+    def _created(self, owner: tuple[str, str], cluster_id: str) -> None:
+        del self._under_way[cluster_id]
         left = self._creating[owner] - 1
         if left:
             self._creating[owner] = left
@@ -229,6 +245,15 @@ class Clusters:
             del self._creating[owner]
 
     async def _create(self, new: NewCluster, csr: bytes | None, waits_s: float) -> ClusterRecord:
+        spare = self.spares.choose(new)
+        if spare is not None:
+            if csr is not None:  # signed while it is recorded: the answer has both
+                spare.csr = csr
+                self._sign_ahead(spare)
+            adopted = await self.spares.adopt(spare, new)
+            if adopted is not None:
+                self._changed()
+                return adopted
         record = await self._ledger.create_cluster(new)
         entry = Entry(record, now=self._clock.monotonic() - waits_s)
         entry.csr = csr
@@ -327,7 +352,12 @@ class Clusters:
         return await self._signer.sign(entry, csr, role=role)
 
     def _opened(self, entry: Entry) -> None:
-        """Its scheduler has come up: sign for the client that asked for it, before it asks."""
+        """Its scheduler has come up."""
+        self.spares.note(entry.record)
+        self._sign_ahead(entry)
+
+    def _sign_ahead(self, entry: Entry) -> None:
+        """Sign for the client that asked for the cluster, before it asks."""
         csr, entry.csr = entry.csr, None
         if csr is not None:
             key = (entry.record.cluster_id, csr)
@@ -409,25 +439,28 @@ class Clusters:
         return await self._wait(cluster_id, timeout_s, lambda entry: entry.record.state.is_terminal)
 
     async def find(self, tenant: str, name_or_id: str) -> ClusterRecord:
-        """Return the living cluster of the tenant with that name, or the one with that id, living or ended.
+        """Return the living cluster of the tenant with that name, or the one with that id, living or ended; never a spare.
 
         Raises
         ------
         NotFound
             If there is none: the same for one that never was, and for another tenant's.
         """
+        name_or_id = self.spares.made_of(name_or_id) or name_or_id
         for entry in self.book:
             record = entry.record
+            if record.kind is ClusterKind.SPARE:
+                continue
             if record.tenant == tenant and not record.state.is_terminal and name_or_id in {record.name, record.cluster_id}:
                 return record
         ended = await self._ledger.get_cluster(name_or_id)
-        if ended is None or ended.tenant != tenant:
+        if ended is None or ended.tenant != tenant or ended.kind is ClusterKind.SPARE:
             raise NotFound("no such cluster")
         return ended
 
     async def list(self, tenant: str, *, living: bool = True, limit: int = 1000) -> Sequence[ClusterRecord]:
-        """Return the tenant's clusters, newest first: living ones, or also those that ended."""
-        return await self._ledger.clusters(tenant=tenant, living=living, limit=limit)
+        """Return the tenant's clusters, newest first: living ones, or also those that ended. Spares are nobody's."""
+        return await self._ledger.clusters(tenant=tenant, living=living, spares=False, limit=limit)
 
     async def events(self, record: ClusterRecord) -> Sequence[ClusterEventRecord]:
         """Return the story of a cluster, oldest first."""

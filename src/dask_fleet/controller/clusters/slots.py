@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
 
 from dask_fleet.controller.agents import Agents
 from dask_fleet.controller.clusters import placing
 from dask_fleet.controller.clusters.book import Book, Entry, Held
 from dask_fleet.controller.clusters.placing import Grant, Host, Need
+from dask_fleet.controller.fair_queue import Lane
 from dask_fleet.model.cluster_states import ClusterState
 from dask_fleet.model.clusters import ClusterKind, SlotLease
 from dask_fleet.model.ids import random_id
 from dask_fleet.plugins.clock import Clock
+
+
+class Spares(Protocol):
+    """Who keeps spare clusters."""
+
+    in_use: bool
+    """Whether there are any."""
+
+    def give_way_to_jobs(self, lanes: Collection[Lane]) -> None:
+        """Close those whose slots queued runs could use, or runs that were given ahead."""
+
+    def give_way(self, needs: Sequence[Need]) -> None:
+        """Close those whose slots clusters need."""
 
 
 class SlotGiver:
@@ -40,6 +55,7 @@ class SlotGiver:
         self._turns = placing.Turns()
         self.hungry = False
         """Whether a cluster lacks anything: while none does, jobs pay nothing for clusters."""
+        self.spares: Spares | None = None
 
     def hosts(self, pool: str | None = None, *, absent: bool = False) -> list[Host]:
         """Return the connected agents, of one pool or of all; with those that are expected back, if asked."""
@@ -86,15 +102,33 @@ class SlotGiver:
         ]
         self._carry_out(placing.growth([need for need in needs if not self._is_first(need)], hosts, self._turns))
         lacking = [need for need in map(self._need, self._book) if need is not None]
+        if lacking and self.has_spares and self.spares is not None:
+            self.spares.give_way(lacking)
         idle_schedulers = self._open_without_slots()
         self.hungry = bool(lacking) or idle_schedulers
         self._turns.forget({need.owner for need in lacking})
+
+    # ------------------------------------------------------------------ spares
+
+    @property
+    def has_spares(self) -> bool:
+        """Whether slots are lent to clusters that nobody has asked for yet."""
+        return self.spares is not None and self.spares.in_use
+
+    def make_way(self, lanes: Collection[Lane]) -> None:
+        """See `SlotTurns.make_way`."""
+        if self.spares is not None:
+            self.spares.give_way_to_jobs(lanes)
+
+    def lend(self, entry: Entry, agents: Sequence[str]) -> None:
+        """Lend slots for one worker on each of these agents."""
+        self._carry_out([Grant(entry.record.cluster_id, agent) for agent in agents])
 
     # ------------------------------------------------------------------ inside
 
     def _need(self, entry: Entry) -> Need | None:
         record = entry.record
-        if not entry.is_wanted:
+        if not entry.is_wanted or record.kind is ClusterKind.SPARE:  # a spare gets its slots when it is made, or never
             return None
         live = len(entry.live)
         missing = record.spec.n_workers - live
@@ -108,7 +142,7 @@ class SlotGiver:
             missing=missing,
             since=entry.since,
             near=record.agent or entry.open_on,
-            urgent=live == 0 and record.epoch > 0 and record.kind is not ClusterKind.SPARE,
+            urgent=live == 0 and record.epoch > 0,
         )
 
     def _is_first(self, need: Need) -> bool:
@@ -130,7 +164,7 @@ class SlotGiver:
                 worker=str(entry.next_worker),
                 threads=threads,
                 # A shared process has as many threads as its agent gave it; more take a process of their own.
-                fresh=record.kind is not ClusterKind.JOB or threads > handle.nthreads,
+                fresh=(record.kind is not ClusterKind.JOB and not record.spec.shared) or threads > handle.nthreads,
             )
             entry.next_worker += 1
             self._book.hold(entry, Held(lease, recorded=False))

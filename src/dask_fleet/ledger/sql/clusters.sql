@@ -6,17 +6,18 @@ SELECT cluster_id, name, tenant, user, kind, spec, state, epoch, agent, address,
 -- living_clusters: Of one tenant, or of all; newest first.
 SELECT cluster_id, name, tenant, user, kind, spec, state, epoch, agent, address, dashboard, ca, job_seq, attempt, created_us,
        running_us, closed_us, reason
-  FROM clusters WHERE closed_us IS NULL AND (?1 IS NULL OR tenant = ?1) ORDER BY created_us DESC, cluster_id DESC LIMIT ?2;
+  FROM clusters WHERE closed_us IS NULL AND (?1 IS NULL OR tenant = ?1) AND (?3 OR kind <> 'spare')
+ ORDER BY created_us DESC, cluster_id DESC LIMIT ?2;
 
 -- all_clusters: Of one tenant, or of all, those that ended as well.
 SELECT cluster_id, name, tenant, user, kind, spec, state, epoch, agent, address, dashboard, ca, job_seq, attempt, created_us,
        running_us, closed_us, reason
-  FROM clusters WHERE ?1 IS NULL OR tenant = ?1 ORDER BY created_us DESC, cluster_id DESC LIMIT ?2;
+  FROM clusters WHERE (?1 IS NULL OR tenant = ?1) AND (?3 OR kind <> 'spare') ORDER BY created_us DESC, cluster_id DESC LIMIT ?2;
 
 -- clusters_of_tenant: Those that ended as well, along the index.
 SELECT cluster_id, name, tenant, user, kind, spec, state, epoch, agent, address, dashboard, ca, job_seq, attempt, created_us,
        running_us, closed_us, reason
-  FROM clusters WHERE tenant = ?1 ORDER BY created_us DESC, cluster_id DESC LIMIT ?2;
+  FROM clusters WHERE tenant = ?1 AND (?3 OR kind <> 'spare') ORDER BY created_us DESC, cluster_id DESC LIMIT ?2;
 
 -- cluster_of_name: Whose the name is.
 SELECT cluster_id FROM clusters WHERE tenant = ? AND name = ? AND closed_us IS NULL;
