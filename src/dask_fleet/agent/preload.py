@@ -1,7 +1,7 @@
 """Imported once by the forkserver, so that every worker process is born with the heavy libraries in shared memory.
 
 Importing them is safe before a fork; *using* some of them (thread pools of polars, numba, scikit-learn) is not, so nothing
-here calls anything.
+here calls anything but what is known to start no thread.
 """
 
 from __future__ import annotations
@@ -52,9 +52,24 @@ def _preload() -> None:
             importlib.import_module(name)
         except Exception:  # noqa: BLE001, S112 - what is absent or broken is the business of the job that imports it
             continue
+    _read_authorities()
     # What lives now is never freed: out of the collector's sight it stays shared instead of being copied by its marks.
     gc.collect()
     gc.freeze()
+
+
+def _read_authorities() -> None:
+    """Let Tornado read the host's certificate authorities now.
+
+    It would with the first connection that each process accepts, which takes 30 ms: the larger part of the time to the first
+    result of a spare cluster. It uses none of them there. On Linux no thread is started for it.
+    """
+    try:
+        from tornado import netutil
+
+        netutil._client_ssl_defaults()  # noqa: SLF001 - cached there
+    except Exception:  # noqa: BLE001, S110 - other versions read them elsewhere, at another time
+        pass
 
 
 _preload()

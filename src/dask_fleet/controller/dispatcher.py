@@ -51,6 +51,9 @@ class SlotTurns(Protocol):
     def make_way(self, lanes: Collection[Lane]) -> None:
         """Give such slots back that runs of these lanes could use, and those that runs given ahead wait for."""
 
+    def spare_slots(self, agent: str) -> int:
+        """Return how many of an agent's slots it would give back so."""
+
 
 class _NobodyElse:
     hungry = False
@@ -64,6 +67,9 @@ class _NobodyElse:
 
     def make_way(self, lanes: Collection[Lane]) -> None:
         pass
+
+    def spare_slots(self, agent: str) -> int:  # noqa: ARG002
+        return 0
 
 
 class Dispatcher:

@@ -54,7 +54,9 @@ class Overview:
             "draining": self._dispatcher.paused,
             "stale_outcomes": stale_outcomes,
             "paused": self._paused(tenant),
-            "agents": [_agent(handle) for handle in self._agents],
+            "agents": [
+                _agent(handle, self._dispatcher.others.spare_slots(handle.agent_id)) for handle in self._agents
+            ],
         }
 
     def _paused(self, tenant: str | None) -> list[dict[str, Any]]:
@@ -66,7 +68,7 @@ class Overview:
         ]
 
 
-def _agent(handle: AgentHandle) -> dict[str, Any]:
+def _agent(handle: AgentHandle, spare: int) -> dict[str, Any]:
     return {
         "agent": handle.agent_id,
         "name": handle.name,
@@ -74,7 +76,8 @@ def _agent(handle: AgentHandle) -> dict[str, Any]:
         "pool": handle.pool,
         "connected": handle.connected,
         "slots": handle.slots,
-        "free": handle.free,
+        "free": handle.free + spare,  # whoever wants these gets them
+        "spare": spare,
         "held": len(handle.held),
         "versions": handle.versions,
         "problems": handle.problems,

@@ -159,7 +159,13 @@ CLUSTER_PATHS: dict[str, Any] = {
             "tags": ["clusters"],
             "summary": "List clusters, newest first",
             "parameters": [
-                {"name": "all", "in": "query", "description": "Ended ones too.", "schema": {"enum": ["true", "false"]}}
+                {"name": "all", "in": "query", "description": "Ended ones too.", "schema": {"enum": ["true", "false"]}},
+                {
+                    "name": "spares",
+                    "in": "query",
+                    "description": "Those too that are kept ready and that nobody has yet.",
+                    "schema": {"enum": ["true", "false"]},
+                },
             ],
             "responses": {
                 "200": {

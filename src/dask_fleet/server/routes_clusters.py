@@ -85,8 +85,9 @@ class _Clusters:
     async def list(self, request: Request) -> Response:
         principal = principal_of(request)
         require(principal, Scope.READ)
-        every = _flag(query_of(request, {"all"}), "all")
-        found = await self._controller.clusters.list(principal.tenant, living=not every)
+        query = query_of(request, {"all", "spares"})
+        living, spares = not _flag(query, "all"), _flag(query, "spares")
+        found = await self._controller.clusters.list(principal.tenant, living=living, spares=spares)
         return json_response({"clusters": [self._document(record) for record in found]})
 
     async def show(self, request: Request) -> Response:

@@ -91,7 +91,7 @@ class Clusters:
         dispatcher.others = self._slots
         self.spares = SpareClusters(
             book=self.book, ledger=ledger, agents=agents, dispatcher=dispatcher, slots=self._slots, alarms=alarms,
-            clock=clock, spawn=spawn, touch=self._keeper.touch, per_pool=spares,
+            clock=clock, spawn=spawn, touch=self._keeper.touch, added=self._keep_ticking, per_pool=spares,
         )  # fmt: skip
         self._slots.spares = self.spares
         self.hearing = Hearing(
@@ -458,9 +458,11 @@ class Clusters:
             raise NotFound("no such cluster")
         return ended
 
-    async def list(self, tenant: str, *, living: bool = True, limit: int = 1000) -> Sequence[ClusterRecord]:
-        """Return the tenant's clusters, newest first: living ones, or also those that ended. Spares are nobody's."""
-        return await self._ledger.clusters(tenant=tenant, living=living, spares=False, limit=limit)
+    async def list(
+        self, tenant: str, *, living: bool = True, spares: bool = False, limit: int = 1000
+    ) -> Sequence[ClusterRecord]:
+        """Return the tenant's clusters, newest first: living ones, or also those that ended; with its spares if asked."""
+        return await self._ledger.clusters(tenant=tenant, living=living, spares=spares, limit=limit)
 
     async def events(self, record: ClusterRecord) -> Sequence[ClusterEventRecord]:
         """Return the story of a cluster, oldest first."""

@@ -25,6 +25,9 @@ class Spares(Protocol):
     def give_way_to_jobs(self, lanes: Collection[Lane]) -> None:
         """Close those whose slots queued runs could use, or runs that were given ahead."""
 
+    def slots_on(self, agent: str) -> int:
+        """Return how many slots of an agent they hold."""
+
     def give_way(self, needs: Sequence[Need]) -> None:
         """Close those whose slots clusters need."""
 
@@ -119,6 +122,10 @@ class SlotGiver:
         """See `SlotTurns.make_way`."""
         if self.spares is not None:
             self.spares.give_way_to_jobs(lanes)
+
+    def spare_slots(self, agent: str) -> int:
+        """See `SlotTurns.spare_slots`."""
+        return 0 if self.spares is None else self.spares.slots_on(agent)
 
     def lend(self, entry: Entry, agents: Sequence[str]) -> None:
         """Lend slots for one worker on each of these agents."""

@@ -52,6 +52,8 @@ class SpareClusters:
         How many each pool keeps at most.
     touch
         See `Keeper.touch`.
+    added
+        Called when a cluster has been added to the book.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class SpareClusters:
         clock: Clock,
         spawn: Spawn,
         touch: Callable[[Entry], None],
+        added: Callable[[], None],
         per_pool: int,
     ) -> None:
         self._book = book
@@ -77,6 +80,7 @@ class SpareClusters:
         self._clock = clock
         self._spawn = spawn
         self._touch = touch
+        self._added = added
         self._per_pool = per_pool
         self.in_use = False
         """Whether there are any whose slots could be wanted."""
@@ -217,6 +221,12 @@ class SpareClusters:
         """Return how many slots of a pool are to be had by closing its spares."""
         return sum(_kept(entry).slots for entry in self._spares() if entry.record.spec.pool == pool) if self.in_use else 0
 
+    def slots_on(self, agent: str) -> int:
+        """Return how many slots of an agent are to be had so."""
+        return sum(
+            held.lease.threads for entry in self._spares() for held in entry.held.values() if held.lease.agent == agent
+        )
+
     def _close(self, entry: Entry, why: str, *, in_vain: bool = True) -> None:
         entry.close_reason = why
         self._count()
@@ -289,6 +299,7 @@ class SpareClusters:
             self._making.discard(spec.pool)
         entry = Entry(record, now=self._clock.monotonic())
         self._book.add(entry)
+        self._added()
         agents = spare_plan.place(spec, self._rooms(spec.pool)) if self._nobody_waits else None
         if agents is None or self._dispatcher.paused:
             self._close(entry, "its slots were wanted before it had them", in_vain=False)

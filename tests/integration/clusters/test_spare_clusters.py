@@ -1,0 +1,106 @@
+"""Spare clusters on a real fleet: handed out, told, given back for whoever wants the slots, and nothing left of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from distributed import Client
+from tests.integration.clusters.test_fleet_cluster import DEADLINE_S, until
+
+from dask_fleet import FleetCluster
+from dask_fleet.testing.served import ServedFleet
+
+SERVICE = """
+import time
+from dask_fleet import Service
+
+service = Service("naps")
+
+@service.endpoint
+def nap(number: int, seconds: float = 0.0) -> int:
+    time.sleep(seconds)
+    return number
+"""
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[ServedFleet]:
+    module = tmp_path / "naps.py"
+    module.write_text(SERVICE)
+    with ServedFleet([str(module)], tmp_path / "fleet", args=("--nworkers", "2", "--nthreads", "2")) as made:
+        made.until(lambda: made.request("GET", "/readyz").status == 200, "the service to be loaded")
+        yield made
+
+
+def spare_slots(fleet: ServedFleet) -> int:
+    return sum(agent["spare"] for agent in fleet.status()["agents"])
+
+
+def spare_is_ready(fleet: ServedFleet) -> bool:
+    found = fleet.request("GET", "/v1/clusters?spares=true").json()["clusters"]
+    return any((each["kind"], each["status"], each["workers"]) == ("spare", "running", 2) for each in found)
+
+
+def take(fleet: ServedFleet, **more: Any) -> FleetCluster:
+    return FleetCluster(n_workers=2, url=fleet.url, token=fleet.token, quiet=True, dashboard=False, **more)
+
+
+def story(fleet: ServedFleet, cluster: FleetCluster) -> list[str]:
+    events = fleet.request("GET", f"/v1/clusters/{cluster.cluster_id}/events").json()["events"]
+    return [event["kind"] for event in events]
+
+
+def test_the_second_cluster_is_a_spare_and_ten_of_them_leave_nothing(fleet: ServedFleet) -> None:
+    with take(fleet) as cluster, Client(cluster) as client:
+        assert client.submit(sum, (1, 2)).result(timeout=DEADLINE_S) == 3
+        assert "adopted" not in story(fleet, cluster)
+    counts = []
+    for number in range(10):
+        until(lambda: spare_is_ready(fleet), "a spare")
+        counts.append(len(fleet.processes()))
+        with take(fleet, name=f"c{number}", idle_timeout=60) as cluster:
+            assert cluster._document["workers"] == 2
+            assert "adopted" in story(fleet, cluster)
+            with Client(cluster) as client:
+                assert client.submit(sum, (number, 2)).result(timeout=DEADLINE_S) == number + 2
+                assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.idle_timeout) == 120
+            listed = fleet.request("GET", "/v1/clusters").json()["clusters"]
+            assert [each["name"] for each in listed] == [f"c{number}"], "spares are nobody's"
+    until(lambda: all(agent["free"] == agent["slots"] for agent in fleet.status()["agents"]), "the slots to come back")
+    until(lambda: spare_is_ready(fleet), "the last spare")
+    until(lambda: len(fleet.processes()) <= max(counts), "the processes of ten clusters to end")
+
+
+def test_jobs_get_the_slots_of_a_spare(fleet: ServedFleet) -> None:
+    with take(fleet):
+        pass
+    until(lambda: spare_is_ready(fleet), "a spare")
+    asked = [
+        fleet.request("POST", "/v1/naps/nap", {"number": number, "seconds": 2.0}).json()["job_id"] for number in range(4)
+    ]
+    until(
+        lambda: all(fleet.request("GET", f"/v1/jobs/{job}").json()["status"] == "running" for job in asked),
+        "all four to run at once",
+    )
+    assert spare_slots(fleet) == 0
+
+
+def test_idle_it_costs_next_to_nothing(fleet: ServedFleet) -> None:
+    before = {process.pid for process in fleet.processes()}
+    with take(fleet):
+        pass
+    until(lambda: spare_is_ready(fleet), "a spare")
+    processes = [psutil.Process(each.pid) for each in fleet.processes() if each.pid not in before]
+    begun, used = time.monotonic(), _cpu_s(processes)
+    until(lambda: time.monotonic() - begun > 4, "some time to go by")
+    share = (_cpu_s(processes) - used) / (time.monotonic() - begun) / 3
+    assert share < 0.03, "six times what is promised, for a busy machine; the benchmark measures it"
+
+
+def _cpu_s(processes: list[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes if process.is_running())
