@@ -100,7 +100,9 @@ class StubClusters(Clusters):
                 return record
         raise NotFound("no such cluster")
 
-    async def list(self, tenant: str, *, living: bool = True, limit: int = 1000) -> Sequence[ClusterRecord]:
+    async def list(
+        self, tenant: str, *, living: bool = True, spares: bool = False, limit: int = 1000
+    ) -> Sequence[ClusterRecord]:
         return [
             record
             for record in self.records.values()
