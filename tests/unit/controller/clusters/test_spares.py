@@ -10,7 +10,8 @@ from tests.unit.controller.clusters.hosts import FaultyLedger, Host, new, now, w
 from tests.unit.controller.rig import HandClock, Rig, outcome, run
 
 from dask_fleet.controller.clusters.spare_plan import ACTIVE_S
-from dask_fleet.model.clusters import ClusterEventKind, ClusterKind, ClusterRecord, ClusterState, SlotLeaseState
+from dask_fleet.model.cluster_states import ClusterState, SlotLeaseState
+from dask_fleet.model.clusters import ClusterEventKind, ClusterKind, ClusterRecord
 from dask_fleet.model.errors import Conflict, LedgerUnavailable, NotFound, QuotaExceeded
 from dask_fleet.model.states import RunState
 from dask_fleet.protocol.cluster_frames import ClusterStatus, OpenCluster, RetireWorkers, TakeSlots
