@@ -17,7 +17,7 @@ from dask_fleet.model.clusters import ClusterSpec
 ACTIVE_S = 1_200.0
 """A tenant that has asked for no cluster for so long is not active: as long as an idle cluster lives by default."""
 MOST_WORKERS = 4
-"""Of one spare: what waits for nobody shall not take a large part of a host. A larger cluster gets the others as any does."""
+"""Of one spare: what nobody uses shall not take a large part of a host. A larger cluster gets more as any does."""
 
 
 class Asked(NamedTuple):
