@@ -140,3 +140,41 @@ def test_a_restarted_server_takes_drivers_and_their_clusters_up(fleet: ServedFle
         end = ended(fleet, job)
         assert (end["status"], end["attempt"]) == ("succeeded", 1)
     fleet.until(lambda: not clusters(fleet), "the cluster to end with its job", timeout_s=PATIENCE_S)
+
+
+def roles(fleet: ServedFleet, victim: str) -> list[int]:
+    """Return the processes to kill: of the driver and its workers, or what they all hang on."""
+    found = {"workers": fleet.worker_pids(), "forkserver": [fleet.forkserver_pid()], "agent": [fleet.agent_pid()]}[victim]
+    return [pid for pid in found if pid is not None]
+
+
+@pytest.mark.parametrize("victim", ["workers", "forkserver", "agent"])
+def test_a_driver_that_is_killed_runs_again_on_another_cluster(fleet: ServedFleet, tmp_path: Path, victim: str) -> None:
+    """Scenarios 2 and 4: kill -9 of who holds the Dask client, of what all worker processes hang on, and of the agent."""
+    go = tmp_path / "go"
+    job = submit(fleet, "compute_slowly", path=str(go))
+    started = go.with_name("go.started")
+    fleet.until(started.exists, "the task", timeout_s=PATIENCE_S)
+    (before,) = clusters(fleet)
+    started.unlink()
+    for pid in roles(fleet, victim):
+        os.kill(pid, signal.SIGKILL)
+    fleet.until(started.exists, "the task's second run", timeout_s=PATIENCE_S)
+    assert before["cluster_id"] not in {cluster["cluster_id"] for cluster in clusters(fleet)}
+    go.touch()
+    end = ended(fleet, job)
+    assert (end["status"], end["attempt"]) == ("succeeded", 2), end
+    fleet.until(lambda: not clusters(fleet), "the cluster to end with its job", timeout_s=PATIENCE_S)
+    fleet.until(lambda: fleet.status()["agents"][0]["free"] == 2, "both slots to be free", timeout_s=PATIENCE_S)
+
+
+def test_a_graph_that_never_ends_is_ended_with_its_cluster(fleet: ServedFleet, tmp_path: Path) -> None:
+    """Scenario 18: its time-out ends the job; the task hears nothing, so its process is killed, and the slot is back."""
+    path = tmp_path / "stuck"
+    job = submit(fleet, "graph_that_holds_the_lock", path=str(path))
+    end = ended(fleet, job)
+    assert (end["status"], end["error"]["cause"]) == ("failed", "timeout"), end
+    assert path.with_name("stuck.started").exists()
+    fleet.until(lambda: not clusters(fleet), "the cluster to end with its job", timeout_s=PATIENCE_S)
+    fleet.until(lambda: fleet.status()["agents"][0]["free"] == 2, "both slots to be free", timeout_s=PATIENCE_S)
+    assert value(fleet, "double", n=400) == 800

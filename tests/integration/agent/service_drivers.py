@@ -1,6 +1,7 @@
 """A service whose functions need Dask clusters of their own."""
 
 import asyncio
+import ctypes
 import os
 import threading
 import time
@@ -200,3 +201,15 @@ def double(n: int) -> int:
 @service.endpoint(placement="cluster", workers=1, threads_per_worker=64)
 def too_wide(n: int) -> object:
     return total(n)
+
+
+@service.endpoint(placement="cluster", workers=1, timeout="2s")
+def graph_that_holds_the_lock(path: str) -> object:
+    """A task that never ends, in C, with the interpreter's lock: it hears nothing any more."""
+
+    @dask.delayed
+    def hold(path: str) -> int:
+        Path(path + ".started").touch()
+        return int(ctypes.PyDLL(None).sleep(1_000_000))
+
+    return dask.delayed(sum)([hold(path)])
