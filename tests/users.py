@@ -12,7 +12,9 @@ from dask_fleet.plugins.clock import SystemClock
 from dask_fleet.server.auth import digest, new_token
 
 
-def add_users(data_dir: Path, names: Iterable[str]) -> dict[str, str]:
+def add_users(
+    data_dir: Path, names: Iterable[str], *, scopes: Iterable[str] = ("submit", "read")
+) -> dict[str, str]:
     """Put a token for each user into a ledger that no server has open; return the tokens."""
 
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -29,7 +31,7 @@ def add_users(data_dir: Path, names: Iterable[str]) -> dict[str, str]:
                     digest=digest(token),
                     user=name,
                     tenant="default",
-                    scopes=frozenset({"submit", "read"}),
+                    scopes=frozenset(scopes),
                     created_us=clock.now_us(),
                 )
             )

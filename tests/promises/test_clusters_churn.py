@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -9,21 +12,24 @@ from typing import Any
 
 import psutil
 import pytest
-from distributed import Client, get_client
+from distributed import Client, get_client, secede
 from tests.promises.form import FULL, Record
+from tests.users import add_users
 
 from dask_fleet import FleetCluster
 from dask_fleet.testing.served import ServedFleet
 
 pytestmark = pytest.mark.promise
 
-CYCLES, WARM = (200, 20) if FULL else (15, 5)
-AT_ONCE, SLOTS = (50, 4) if FULL else (8, 2)
+CYCLES, WARM = (200, 20) if FULL else (25, 10)
+ADA, BOB, SLOTS = (40, 10, 4) if FULL else (6, 2, 2)
+"""Clusters that two users ask for at once, and the slots there are."""
 
 
 def serve(folder: Path, *, slots: int) -> ServedFleet:
     args = ("--no-services", "--nworkers", str(slots), "--nthreads", "1")
-    return ServedFleet([], folder / "data", args=args, env={"FLEET_MAX_CLUSTERS_PER_USER": "60"})
+    env = {"FLEET_MAX_CLUSTERS_PER_USER": "60", "FLEET_SPARE_SCHEDULERS": "1"}  # spares as there are by default
+    return ServedFleet([], folder / "data", args=args, env=env)
 
 
 def cluster(fleet: ServedFleet, n_workers: int = 1, **options: Any) -> FleetCluster:
@@ -39,8 +45,31 @@ def look(fleet: ServedFleet) -> dict[str, int]:
         seen[f"{role} threads"] = process.num_threads()
         seen[f"{role} KiB"] = process.memory_info().rss >> 10
     seen["folders"] = len(list((fleet.data_dir / "scratch").glob("*")))
-    seen["own descriptors"], seen["own threads"] = psutil.Process().num_fds(), threading.active_count()
+    gc.collect()
+    own = psutil.Process()
+    seen["own descriptors"], seen["own threads"] = own.num_fds(), threading.active_count()
+    seen["own KiB"] = own.memory_info().rss >> 10
+    seen["clusters in memory"], seen["clients in memory"] = len(FleetCluster._instances), len(Client._instances)
     return seen
+
+
+def rows(fleet: ServedFleet) -> dict[str, int]:
+    """Count what the ledger holds: what lives, and what a cluster leaves as its story until that is removed by age."""
+    with contextlib.closing(sqlite3.connect(f"file:{fleet.data_dir / 'ledger.db'}?mode=ro", uri=True)) as ledger:
+
+        def count(sql: str) -> int:
+            return int(ledger.execute(sql).fetchone()[0])
+
+        return {
+            "living clusters": count("SELECT count(*) FROM clusters WHERE closed_us IS NULL"),
+            "leases that hold slots": count(
+                "SELECT count(*) FROM slot_leases WHERE state IN ('granted', 'joined', 'leaving')"
+            ),
+            "clusters": count("SELECT count(*) FROM clusters"),
+            "leases": count("SELECT count(*) FROM slot_leases"),
+            "events": count("SELECT count(*) FROM cluster_events"),
+            "jobs": count("SELECT count(*) FROM jobs"),
+        }
 
 
 def living(fleet: ServedFleet) -> list[dict[str, Any]]:
@@ -56,15 +85,16 @@ def settle(fleet: ServedFleet, processes: int) -> dict[str, int]:
 
 
 def nested(n: int) -> int:
-    return sum(get_client().map(pow, [n] * 3, range(3), pure=False)[k].result() for k in range(3))
+    client = get_client()
+    secede()  # the cluster has one thread
+    return sum(client.gather(client.map(pow, [n] * 3, range(3), pure=False)))
 
 
 def test_nothing_grows(tmp_path: Path, record_property: Record) -> None:
     with serve(tmp_path, slots=2) as fleet:
 
         def cycle() -> None:
-            with cluster(fleet, 2) as made, Client(made, set_as_default=False) as client:
-                client.wait_for_workers(2, timeout=120)
+            with cluster(fleet) as made, Client(made, set_as_default=False) as client:
                 assert client.submit(nested, 2, pure=False).result(timeout=120) == 7
 
         # The spares come back one by one: that it is over shows when nothing is coming any more.
@@ -73,15 +103,18 @@ def test_nothing_grows(tmp_path: Path, record_property: Record) -> None:
         processes = _steady(fleet)
         for _ in range(WARM - 1):
             cycle()
-        before = settle(fleet, processes)
+        before, kept = settle(fleet, processes), rows(fleet)
         for _ in range(CYCLES - WARM):
             cycle()
-        after = settle(fleet, processes)
+        after, keeps = settle(fleet, processes), rows(fleet)
     grown = {name: after[name] - before[name] for name in before if after[name] != before[name]}
-    record_property("figures", f"{CYCLES} clusters; grown after the first {WARM}: {grown}")
+    record_property("figures", f"{CYCLES} clusters; grown after the first {WARM}: {grown}; the ledger keeps {keeps}")
     for name, by in grown.items():
         # What the allocator and the ledger's caches have not settled yet is far less than a cluster's worth each.
         assert by <= (16 << 10 if name.endswith("KiB") else 3 if "descriptors" in name or "threads" in name else 0), grown
+    assert (keeps["living clusters"], keeps["leases that hold slots"], keeps["jobs"]) == (0, 0, 0)
+    assert (keeps["clusters"], keeps["leases"]) == (CYCLES, CYCLES)
+    assert keeps["events"] / CYCLES <= kept["events"] / WARM + 1, "the last clusters leave no longer stories than the first"
 
 
 def _steady(fleet: ServedFleet) -> int:
@@ -98,44 +131,44 @@ def _steady(fleet: ServedFleet) -> int:
 
 
 def test_many_at_once_finish_in_fair_order(tmp_path: Path, record_property: Record) -> None:
-    finished: list[int] = []
+    """Ada asks for many, then Bob for a few: they take turns, and each one's come in the order of their asking."""
+    tokens = add_users(tmp_path / "data", ["ada", "bob"], scopes=("read", "run_code"))
+    finished: list[str] = []
     failures: list[BaseException] = []
+
+    def use(fleet: ServedFleet, user: str, name: str) -> None:
+        try:
+            with (
+                FleetCluster(1, 1, name=name, url=fleet.url, token=tokens[user], quiet=True) as made,
+                Client(made, set_as_default=False) as client,
+            ):
+                assert client.submit(sum, [1, 2], pure=False).result(timeout=500) == 3
+                finished.append(name)
+        except BaseException as exc:  # noqa: BLE001 - told by the test's own thread
+            failures.append(exc)
+
+    threads: list[threading.Thread] = []
     with serve(tmp_path, slots=SLOTS) as fleet:
-        asked: list[FleetCluster | None] = [None] * AT_ONCE
-
-        def use(number: int) -> None:
-            try:
-                made = asked[number]
-                assert made is not None
-                with made, Client(made, set_as_default=False) as client:
-                    assert client.submit(pow, 2, number, pure=False).result(timeout=500) == 2**number
-                    finished.append(number)
-            except BaseException as exc:  # noqa: BLE001 - told by the test's own thread
-                failures.append(exc)
-
-        threads = []
-        for number in range(AT_ONCE):  # in this order, so that it can be compared
-            document = {"name": f"c{number}", "n_workers": 2}
-            answer = fleet.request("POST", "/v1/clusters", document)
-            assert answer.status in {201, 202}, answer.body
-        for number in range(AT_ONCE):
-            asked[number] = None
-            thread = threading.Thread(target=_join, args=(fleet, number, asked, use))
-            threads.append(thread)
-            thread.start()
+        # While the slots are taken, all are asked for, one after the other so that their order is known.
+        with cluster(fleet, SLOTS) as everything:
+            everything.wait_for_workers(SLOTS, timeout=120)
+            asked = [f"ada-{n}" for n in range(ADA)] + [f"bob-{n}" for n in range(BOB)]
+            for place, name in enumerate(asked, start=2):
+                threads.append(threading.Thread(target=use, args=(fleet, name.partition("-")[0], name)))
+                threads[-1].start()
+                fleet.until(lambda place=place: len(living(fleet)) == place or failures, f"{name} to wait", timeout_s=60)
         for thread in threads:
             thread.join(600)
             assert not thread.is_alive(), "a cluster never had its turn"
         assert not failures, failures[0]
-        assert sorted(finished) == list(range(AT_ONCE))
+        assert sorted(finished) == sorted(asked)
         fleet.until(lambda: not living(fleet), "all clusters to have closed", timeout_s=60)
-    late = max(abs(place - number) for place, number in enumerate(finished))
-    record_property("figures", f"{AT_ONCE} clusters over {SLOTS} slots: farthest from its turn {late}")
+        free = fleet.until(lambda: fleet.status()["agents"][0]["free"] == SLOTS, "all slots", timeout_s=60)
+    assert free
+    fair = [name for pair in zip(asked[:ADA], asked[ADA:], strict=False) for name in pair]
+    fair += [name for name in asked if name not in fair]
+    late = max(abs(fair.index(name) - place) for place, name in enumerate(finished))
+    last_bob = max(finished.index(name) for name in asked[ADA:])
+    figures = f"{len(asked)} clusters over {SLOTS} slots: farthest from its turn {late}, Bob's last is number {last_bob + 1}"
+    record_property("figures", figures)
     assert late <= 2 * SLOTS, finished
-
-
-def _join(fleet: ServedFleet, number: int, asked: list[FleetCluster | None], use: Any) -> None:
-    asked[number] = FleetCluster.from_name(
-        f"c{number}", url=fleet.url, token=fleet.token, quiet=True, shutdown_on_close=True
-    )
-    use(number)

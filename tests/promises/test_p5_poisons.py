@@ -204,7 +204,9 @@ def test_the_checker_notices_one_cluster_for_all(tmp_path: Path, record_property
     verdict = Verdict()
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
-        LocalCluster(2, threads_per_worker=1, dashboard_address="127.0.0.1:0", local_directory=str(tmp_path)) as one,
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", local_directory=str(tmp_path)
+        ) as one,
         Client(one, set_as_default=False) as honest,
         Client(one, set_as_default=False) as other,
     ):
