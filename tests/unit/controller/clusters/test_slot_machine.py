@@ -10,26 +10,28 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from tests.conftest import FULL
 from tests.unit.controller.clusters.hosts import FaultyLedger, Host, new, work
 from tests.unit.controller.rig import Rig
 
 from dask_fleet.controller.clusters.book import Entry, Held
 from dask_fleet.controller.clusters.keeper import Keeper
 from dask_fleet.model.cluster_states import ClusterState, SlotLeaseState
-from dask_fleet.model.clusters import SlotLease
+from dask_fleet.model.clusters import ClusterKind, SlotLease
 from dask_fleet.model.errors import ClusterImpossible, Conflict, LedgerUnavailable
 
 SLOTS = {"one-a": 2, "two-a": 3, "big-a": 4}
 
 
 class SlotMachine(RuleBasedStateMachine):
-    """A server, three agents and up to six clusters, of which any may die, fall silent, or say things twice."""
+    """A server, three agents and six clusters of two tenants, of which any may die, fall silent, or say things twice."""
 
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.hosts: dict[str, Host] = {}
         self.made: list[str] = []
+        self.asked: dict[str, tuple[str, ClusterKind]] = {}
         self.generation = 0
 
     def do(self, awaitable: Any) -> Any:
@@ -68,9 +70,16 @@ class SlotMachine(RuleBasedStateMachine):
     # ------------------------------------------------------------------ what people do
 
     @precondition(lambda self: len(self.made) < 6)
-    @rule(n=st.integers(0, 5), threads=st.integers(1, 3))
-    def create(self, n: int, threads: int) -> None:
-        request = new(f"c{len(self.made)}", n_workers=n, threads_per_worker=threads)
+    @rule(
+        n=st.integers(0, 5), threads=st.integers(1, 3), tenant=st.sampled_from(["one", "two"]), user=st.sampled_from("ab"),
+        kind=st.sampled_from([ClusterKind.USER, ClusterKind.USER, ClusterKind.JOB]),
+    )  # fmt: skip
+    def create(self, n: int, threads: int, tenant: str, user: str, kind: ClusterKind) -> None:
+        """Users of two tenants ask for clusters of fresh processes, and jobs of theirs for ones in shared processes."""
+        request = new(
+            f"c{len(self.made)}", n_workers=n, threads_per_worker=threads, tenant=tenant, user=user, kind=kind
+        )
+        self.asked[request.cluster_id] = (tenant, kind)
         with contextlib.suppress(ClusterImpossible, LedgerUnavailable):
             self.made.append(self.do(self.rig.controller.clusters.create(request)).cluster_id)
 
@@ -211,6 +220,16 @@ class SlotMachine(RuleBasedStateMachine):
         assert len(names) == len(set(names))
 
     @invariant()
+    def processes_are_shared_within_a_tenant_only(self) -> None:
+        """A worker is its cluster's tenant's, on every agent; a user's own is in a fresh process, whatever happened."""
+        for host in self.hosts.values():
+            for worker in host.workers.values():
+                frame = worker.frame
+                tenant, kind = self.asked.get(frame.cluster, (frame.tenant, ClusterKind.USER))
+                assert frame.tenant == tenant
+                assert frame.fresh or kind is ClusterKind.JOB
+
+    @invariant()
     def what_has_ended_holds_nothing(self) -> None:
         if not self.hosts:
             return
@@ -277,7 +296,7 @@ class SlotMachine(RuleBasedStateMachine):
 
 
 QUICK = settings(
-    max_examples=12, stateful_step_count=30, deadline=None,
+    max_examples=300 if FULL else 12, stateful_step_count=30, deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )  # fmt: skip
 
