@@ -72,6 +72,9 @@ def create(
     idle_timeout: Annotated[str, typer.Option(metavar="DURATION|never", help="Close it when idle for so long.")] = "20m",
     max_lifetime: Annotated[str, typer.Option(metavar="DURATION|never", help="Close it after this.")] = "never",
     preload: Annotated[list[str] | None, typer.Option(metavar="MODULE", help="Workers import it first.")] = None,
+    env: Annotated[
+        list[str] | None, typer.Option("--env", metavar="NAME=VALUE", help="Variable of each worker; may be repeated.")
+    ] = None,
     config: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Dask's configuration; may be repeated.")
     ] = None,
@@ -96,6 +99,7 @@ def create(
         "idle_timeout": None if idle_timeout == "never" else duration("--idle-timeout", idle_timeout),
         "max_lifetime": None if max_lifetime == "never" else duration("--max-lifetime", max_lifetime),
         "preload": preload or (),
+        "env": dict(_pairs("--env", env)) or None,
         "config": {key: _plain(value) for key, value in _pairs("--set", config)} or None,
     }
     with Client(url) as client:

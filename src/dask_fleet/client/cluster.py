@@ -59,12 +59,16 @@ class FleetCluster(Cluster):  # type: ignore[misc]
         Seconds, or text such as ``"20m"``; ``None`` for no limit. Idle is who computes nothing and whose clients are silent.
     config
         Dask's configuration for its scheduler and workers.
+    env
+        Variables of each worker process, set before any preload and task there. What is read when Python or a library is
+        loaded comes too late; and they are kept in the cluster's record, so give no secrets.
     preload, scheduler_preload
         Modules that workers, and the scheduler, import first.
     scheduler_memory_limit
         Of the scheduler, which is killed at 95 % of it and replaced. The fleet's if not given.
     worker_options
-        The same by the names of ``distributed.Worker``: ``nthreads``, ``memory_limit``, ``resources``, ``preload``.
+        The same by the names of ``distributed.Worker`` and ``Nanny``: ``nthreads``, ``memory_limit``, ``resources``,
+        ``preload``, ``env``, ``local_directory`` (where it spills to). Others are refused, saying what to use instead.
     dashboard
         Whether the scheduler serves one, on its host's loopback.
     shutdown_on_close
@@ -115,6 +119,7 @@ class FleetCluster(Cluster):  # type: ignore[misc]
         idle_timeout: Duration = DEFAULT_IDLE_TIMEOUT_S,
         max_lifetime: Duration = None,
         config: Mapping[str, Any] | None = None,
+        env: Mapping[str, Any] | None = None,
         preload: str | Iterable[str] = (),
         scheduler_preload: str | Iterable[str] = (),
         scheduler_memory_limit: str | float | None = None,
@@ -148,6 +153,7 @@ class FleetCluster(Cluster):  # type: ignore[misc]
             idle_timeout=idle_timeout,
             max_lifetime=max_lifetime,
             config=config,
+            env=env,
             preload=preload,
             scheduler_preload=scheduler_preload,
             scheduler_memory_limit=scheduler_memory_limit,

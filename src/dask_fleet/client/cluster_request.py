@@ -9,6 +9,7 @@ from typing import Any
 
 from dask_fleet.model.clusters import DEFAULT_IDLE_TIMEOUT_S
 from dask_fleet.model.durations import parse_bytes, parse_duration_s
+from dask_fleet.model.environment import checked_environment
 
 Duration = float | str | timedelta | None
 
@@ -19,8 +20,28 @@ _OF_WORKER = {
     "memory_limit": "memory_limit",
     "resources": "resources",
     "preload": "preload",
+    "env": "env",
+    "local_directory": "local_directory",
 }
-"""Options of ``distributed.Worker`` by our name of them."""
+"""Options of ``distributed.Worker`` and ``Nanny`` by our name of them."""
+
+_INSTEAD = {
+    "name": "workers are named 0, 1, …; `name` of the FleetCluster is the cluster's",
+    "lifetime": "give the cluster a `max_lifetime`",
+    "plugins": "register them with `client.register_plugin`",
+    "preload_argv": "put what a preload needs into `env` or `config`",
+    "dashboard": "workers of a fleet have none; the scheduler's is at `cluster.dashboard_link`",
+    "security": "each cluster has certificates of its own",
+    "protocol": "it is always tls",
+    "host": "the agents' setting `cluster_host` says where they listen",
+    "nanny": "agents do what nannies do",
+    "death_timeout": "a worker ends with its cluster",
+    "memory_target_fraction": "set distributed.worker.memory.target in `config`",
+    "memory_spill_fraction": "set distributed.worker.memory.spill in `config`",
+    "memory_pause_fraction": "set distributed.worker.memory.pause in `config`",
+    "memory_terminate_fraction": "set distributed.worker.memory.terminate in `config`",
+}
+"""What a FleetCluster has in place of other options of Dask's workers."""
 
 
 def request_body(
@@ -35,6 +56,7 @@ def request_body(
     idle_timeout: Duration = DEFAULT_IDLE_TIMEOUT_S,
     max_lifetime: Duration = None,
     config: Mapping[str, Any] | None = None,
+    env: Mapping[str, Any] | None = None,
     preload: str | Iterable[str] = (),
     scheduler_preload: str | Iterable[str] = (),
     scheduler_memory_limit: str | float | None = None,
@@ -55,16 +77,21 @@ def request_body(
         "memory_limit": memory_limit,
         "resources": resources,
         "preload": list_of(preload) or None,
+        "env": env or None,
+        "local_directory": None,
     }
     for option, value in (worker_options or {}).items():
         known = _OF_WORKER.get(option)
         if known is None:
+            instead = f": {_INSTEAD[option]}" if option in _INSTEAD else ""
             raise TypeError(
-                f"a worker of a FleetCluster has no option {option!r}; there are {', '.join(sorted(_OF_WORKER))}"
+                f"a worker of a FleetCluster has no option {option!r}{instead}; there are {', '.join(sorted(_OF_WORKER))}"
             )
         if worker[known] is not None:
             raise TypeError(f"{known} and worker_options[{option!r}] say the same thing; give one of them")
         worker[known] = list_of(value) if known == "preload" else value
+    if worker["local_directory"] is not None:
+        config = {**(config or {}), "temporary-directory": str(worker["local_directory"])}
     body: dict[str, Any] = {
         "name": name,
         "n_workers": whole("n_workers", n_workers, 0),
@@ -72,6 +99,7 @@ def request_body(
         "memory_limit": memory_bytes(worker["memory_limit"]),
         "resources": _or_none(worker["resources"], lambda value: {key: float(number) for key, number in value.items()}),
         "preload": worker["preload"],
+        "env": _or_none(worker["env"], _environment),
         "pool": pool,
         "config": _or_none(config, _json_able),
         "scheduler_preload": list_of(scheduler_preload) or None,
@@ -129,3 +157,12 @@ def _json_able(config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(json.loads(json.dumps(dict(config), allow_nan=False)))
     except (TypeError, ValueError) as exc:
         raise ValueError(f"config must hold what JSON has: numbers, text, lists and dicts ({exc})") from None
+
+
+def _environment(env: Mapping[str, Any]) -> dict[str, str]:
+    try:
+        return checked_environment({name: str(value) for name, value in env.items()})
+    except TypeError as exc:
+        raise TypeError(f"env must be a mapping of names to texts: {exc}") from None
+    except ValueError as exc:
+        raise ValueError(f"env must be {exc}") from None

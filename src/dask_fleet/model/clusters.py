@@ -52,6 +52,8 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
     preload: tuple[str, ...] = ()
     """Modules the workers import before they join, as Dask's ``--preload``."""
     scheduler_preload: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    """Variables of each fresh worker process, set before anything of the user's is imported there."""
     memory_limit_bytes: int | None = None
     """Of each fresh worker process; ``None`` is the agent's."""
     scheduler_memory_limit_bytes: int | None = None

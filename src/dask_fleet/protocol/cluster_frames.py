@@ -71,6 +71,8 @@ class GrantSlots(Frame, frozen=True):
     config: dict[str, object] = {}
     preload: list[str] = []
     memory_limit_bytes: int | None = None
+    env: dict[str, str] = {}
+    """Variables of a fresh process; a shared one, which others use as well, has none of them."""
 
 
 class TakeSlots(Frame, frozen=True):

@@ -12,6 +12,7 @@ import msgspec
 from dask_fleet.codecs.strict_json import loads
 from dask_fleet.model.clusters import DEFAULT_IDLE_TIMEOUT_S, ClusterKind, ClusterSpec, NewCluster
 from dask_fleet.model.durations import parse_bytes, parse_duration_s
+from dask_fleet.model.environment import checked_environment
 from dask_fleet.model.errors import BadRequest
 from dask_fleet.model.ids import random_id
 from dask_fleet.server.auth import Principal, refuse_token
@@ -31,7 +32,8 @@ _CSR_BEGIN = "-----BEGIN CERTIFICATE REQUEST-----"
 
 _MEMBERS = (
     "name", "n_workers", "threads_per_worker", "resources", "pool", "idle_timeout", "max_lifetime", "memory_limit",
-    "scheduler_memory_limit", "config", "preload", "scheduler_preload", "dashboard", "shutdown_on_close", "csr", "versions",
+    "scheduler_memory_limit", "config", "env", "preload", "scheduler_preload", "dashboard", "shutdown_on_close", "csr",
+    "versions",
 )  # fmt: skip
 
 
@@ -69,6 +71,7 @@ def parse_create(body: bytes, principal: Principal, *, idempotency_key: str | No
         memory_limit_bytes=take("memory_limit", _size, None, nullable=True),
         scheduler_memory_limit_bytes=take("scheduler_memory_limit", _scheduler_size, None, nullable=True),
         config=take("config", _config, {}),
+        env=take("env", _environment, {}),
         preload=take("preload", _modules, ()),
         scheduler_preload=take("scheduler_preload", _modules, ()),
         dashboard=take("dashboard", _boolean, default=True),
@@ -239,6 +242,13 @@ def _config(value: Any) -> dict[str, object]:
         elif isinstance(part, int) and not -(1 << 63) <= part < 1 << 64:
             raise ValueError("an object of Dask's configuration, its whole numbers of 64 bits at most")
     return value
+
+
+def _environment(value: Any) -> dict[str, str]:
+    try:
+        return checked_environment(value)
+    except TypeError:
+        raise ValueError('an object of texts such as {"OMP_NUM_THREADS": "2"}') from None
 
 
 def _modules(value: Any) -> tuple[str, ...]:

@@ -91,6 +91,11 @@ CLUSTER_SCHEMAS: dict[str, Any] = {
                 "description": "Of its scheduler process, at least 256 MiB; null is the agent's.",
             },
             "config": {"type": "object", "description": "Dask's configuration, nested or with dotted keys."},
+            "env": {
+                "type": "object",
+                "additionalProperties": _TEXT,
+                "description": "Variables of each worker process. They are kept in the cluster's record: give no secrets.",
+            },
             "preload": {"type": "array", "items": _TEXT, "maxItems": 100, "description": "Modules that workers import."},
             "scheduler_preload": {"type": "array", "items": _TEXT, "maxItems": 100},
             "dashboard": {"type": "boolean", "default": True},

@@ -110,6 +110,30 @@ def test_adapting_closes_the_idle_workers_that_dask_has_chosen(options: dict[str
         assert cluster.n_workers == 1
 
 
+def test_variables_are_there_before_preloads_and_tasks(tmp_path: Path) -> None:
+    (tmp_path / "preload_of_a_test.py").write_text("import os; os.environ['SEEN'] = os.environ['OF_A_CLUSTER']")
+    found = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    names = ("OF_A_CLUSTER", "SEEN")
+
+    def seen() -> list[str | None]:
+        return [os.environ.get(name) for name in names]
+
+    args = ("--no-services", "--nworkers", "3", "--nthreads", "1")
+    with ServedFleet([], tmp_path / "data", args=args, env={"PYTHONPATH": found}) as served:
+        options = {"url": served.url, "token": served.token, "quiet": True}
+        spilling = {"env": {"OF_A_CLUSTER": 7}, "local_directory": str(tmp_path / "spill")}
+        with (
+            FleetCluster(n_workers=2, preload="preload_of_a_test", worker_options=spilling, **options) as cluster,
+            FleetCluster(n_workers=1, **options) as other,
+            Client(cluster) as client,
+            Client(other, set_as_default=False) as others,
+        ):
+            assert list(client.run(seen).values()) == [["7", "7"]] * 2
+            assert list(others.run(seen).values()) == [[None, None]]
+            assert client.run_on_scheduler(seen) == [None, None]
+            assert len(list((tmp_path / "spill").glob("dask-fleet-*"))) == 2
+
+
 def test_one_larger_than_the_pool_is_there_with_what_it_got_and_says_what_it_waits_for(
     options: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -150,6 +150,8 @@ class Join(Frame, frozen=True, kw_only=True):
     """Dask's configuration for what the worker reads when it is made. What tasks read is shared by the whole process."""
     preloads: list[str] = msgspec.field(default_factory=list)
     """What the worker imports before it joins, as Dask's ``--preload``."""
+    env: dict[str, str] = msgspec.field(default_factory=dict)
+    """Variables to set before anything else; only where the process is for this membership alone."""
     timeout_s: float = 15.0
 
 

@@ -140,6 +140,8 @@ class HeldLease:
 
     async def _take_process(self) -> WorkerProcess:
         grant = self.grant
+        if grant.env and not grant.fresh:
+            raise Gone("a shared process has one environment for all who use it; variables need fresh processes")
         process = None if grant.fresh else self._lender.shared_process(grant.tenant, grant.threads)
         if process is None:  # a lease that may share gets one of its own where none can take it
             process = await self._lender.fresh_process()
@@ -176,6 +178,7 @@ class HeldLease:
                 resources=grant.resources,
                 config=grant.config,
                 preloads=grant.preload,
+                env=grant.env,
                 timeout_s=JOIN_S,
             )
         )

@@ -62,6 +62,7 @@ def serve(channel: socket.socket) -> None:
             raise EOFError
         for frame in frames.take(data):
             if isinstance(frame, Join):
+                os.environ.update(frame.env)
                 if memberships is None:
                     memberships = membership.Memberships(PlacePool(frame.nthreads, name="task"), send)
                 memberships.handle(frame)

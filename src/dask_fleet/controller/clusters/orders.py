@@ -47,4 +47,5 @@ def grant_frame(record: ClusterRecord, lease: SlotLease) -> GrantSlots | None:
         config=spec.config,
         preload=list(spec.preload),
         memory_limit_bytes=spec.memory_limit_bytes,
+        env=spec.env,
     )
