@@ -41,7 +41,7 @@ def starts(tmp_path: Path) -> Starts:
     return read
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def many_sockets() -> None:
     """Allow this process (and the server it starts) two sockets for each of a thousand callers."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

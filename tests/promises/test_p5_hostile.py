@@ -2,6 +2,9 @@
 
 No answer of 500, the same server process, bounded memory, and an honest client beside them that gets all its answers in
 (about) its usual time.
+
+Most of it is waiting for deadlines. So in the short form all scenes are played at the same time, each with a server of its
+own, and the deadlines of 30 s are 12 s; in the full form one after the other, as they are.
 """
 
 from __future__ import annotations
@@ -10,18 +13,23 @@ import asyncio
 import contextlib
 import re
 import socket
+import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.promises.form import FULL, Record, Serve
+from tests.promises.form import FULL, Record
 from tests.promises.honest import Honest, resident_mb
 from tests.promises.hostile import Hostility
 from tests.promises.slow_sockets import Outcome, SlowSockets
 
 from dask_fleet.testing.served import ServedFleet
 
-pytestmark = [pytest.mark.promise, pytest.mark.usefixtures("many_sockets")]
+pytestmark = pytest.mark.promise
 
 REQUESTS = 100_000 if FULL else 3_000
 VOLLEY = 16
@@ -120,20 +128,13 @@ async def attack(fleet: ServedFleet) -> Verdict:
     return verdict
 
 
-def test_hostile_requests_hurt_nobody(serve: Serve, record_property: Record) -> None:
-    with serve() as fleet:
-        verdict = asyncio.run(attack(fleet))
-        record_property("figures", str(verdict))
-        assert verdict.sent >= REQUESTS
-        # What stands behind a broken request is not read.
-        assert sum(verdict.statuses.values()) > 0.8 * verdict.sent, verdict
-        assert not [status for status in verdict.statuses if status >= 500], f"{verdict}\n{fleet.logs()}"
-        assert verdict.same_process
-        assert not verdict.honest_failed, verdict.honest_failed[:3]
-        assert verdict.rss_mb < 100, verdict
-        assert verdict.p99_during_ms < max(2 * verdict.p99_before_ms, NOISE_MS), verdict
-        assert "Traceback" not in fleet.logs()
-        assert fleet.post("tiny/double", {"n": 21}, wait=30).json()["result"] == 42
+def hostile_requests(fleet: ServedFleet) -> Verdict:
+    verdict = asyncio.run(attack(fleet))
+    assert "Traceback" not in fleet.logs()
+    assert fleet.post("tiny/double", {"n": 21}, wait=30).json()["result"] == 42
+    # What stands behind a broken request is not read.
+    assert not [status for status in verdict.statuses if status >= 500], f"{verdict}\n{fleet.logs()}"
+    return verdict
 
 
 # ---------------------------------------------------------------------- slow sockets
@@ -189,31 +190,17 @@ async def besiege(fleet: ServedFleet) -> tuple[Verdict, Outcome, Counter[int]]:
     return verdict, slow.outcome, Counter(sizes)
 
 
-def test_slow_sockets_and_large_bodies_hurt_nobody(serve: Serve, record_property: Record) -> None:
-    with serve() as fleet:
-        verdict, outcome, sizes = asyncio.run(besiege(fleet))
-        record_property("figures", f"{verdict}; closed after at most {outcome.longest_s} s, told {dict(outcome.told)}")
-        assert dict(outcome.closed) == KINDS, outcome
-        assert not outcome.left_open, outcome
-        assert outcome.told["body 408"] == KINDS["body"], outcome
-        assert set(sizes) <= {413, 503}, sizes
-        assert sizes[413] >= OVERSIZED // 2, sizes
-        assert verdict.same_process
-        assert not verdict.honest_failed, verdict.honest_failed[:3]
-        assert verdict.rss_mb < 50, verdict
-        assert verdict.p99_during_ms < max(2 * verdict.p99_before_ms, NOISE_MS), verdict
-        assert "Traceback" not in fleet.logs()
+def slow_sockets(fleet: ServedFleet) -> tuple[Verdict, Outcome, Counter[int]]:
+    found = asyncio.run(besiege(fleet))
+    assert "Traceback" not in fleet.logs()
+    return found
 
 
-# ---------------------------------------------------------------------- the twin
+# ---------------------------------------------------------------------- without end
 
 
-def test_the_checker_notices_a_server_without_deadlines(serve: Serve, record_property: Record) -> None:
-    with serve(twin="stock-http") as fleet:
-        slow = SlowSockets(fleet, large_result="/healthz")
-        outcome = asyncio.run(slow.play({"silent": 20, "head": 20}, deadline_s=16))
-        record_property("figures", str(outcome))
-        assert outcome.left_open == {"silent": 20, "head": 20}, outcome
+def stay_silent(fleet: ServedFleet) -> Outcome:
+    return asyncio.run(SlowSockets(fleet, large_result="/healthz").play({"silent": 20, "head": 20}, deadline_s=16))
 
 
 def grow(fleet: ServedFleet, *, megabytes: int) -> float:
@@ -229,15 +216,65 @@ def grow(fleet: ServedFleet, *, megabytes: int) -> float:
     return most - before
 
 
-def test_the_checker_notices_a_server_without_limits(serve: Serve, record_property: Record) -> None:
-    with serve(twin="stock-http") as fleet:
-        grown = grow(fleet, megabytes=150)
-    record_property("figures", f"memory +{grown:.0f} MB")
-    assert grown > 100
+# ---------------------------------------------------------------------- the tests
+
+SCENES: dict[str, tuple[Callable[[ServedFleet], Any], str | None]] = {
+    "slow sockets": (slow_sockets, None if FULL else "hurried"),
+    "stock, silent": (stay_silent, "stock-http"),
+    "hostile requests": (hostile_requests, None),
+    "stock, endless head": (lambda fleet: grow(fleet, megabytes=150), "stock-http"),
+    "endless head": (lambda fleet: grow(fleet, megabytes=150), None),
+}
+"""What is done to a fleet, and which twin of it. The longest first."""
 
 
-def test_a_head_without_end_costs_nothing(serve: Serve, record_property: Record) -> None:
-    with serve() as fleet:
-        grown = grow(fleet, megabytes=150)
-    record_property("figures", f"memory +{grown:.0f} MB")
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory, many_sockets: None) -> Iterator[dict[str, Future[Any]]]:
+    def play(name: str, folder: Path) -> Any:
+        scene, twin = SCENES[name]
+        command = None if twin is None else (sys.executable, str(Path(__file__).with_name("twins.py")), twin)
+        service = Path(__file__).with_name("service_tiny.py")
+        env = {"TINY_STARTS": str(folder / "starts")}
+        with ServedFleet([service], folder / "data", args=("--nworkers", "2"), env=env, command=command) as fleet:
+            return scene(fleet)
+
+    with ThreadPoolExecutor(1 if FULL else len(SCENES), "scene") as pool:
+        yield {name: pool.submit(play, name, tmp_path_factory.mktemp("hostile")) for name in SCENES}
+
+
+def test_hostile_requests_hurt_nobody(played: dict[str, Future[Any]], record_property: Record) -> None:
+    verdict = played["hostile requests"].result()
+    record_property("figures", str(verdict))
+    assert verdict.sent >= REQUESTS
+    assert sum(verdict.statuses.values()) > 0.8 * verdict.sent, verdict
+    assert verdict.same_process
+    assert not verdict.honest_failed, verdict.honest_failed[:3]
+    assert verdict.rss_mb < 100, verdict
+    assert verdict.p99_during_ms < max(2 * verdict.p99_before_ms, NOISE_MS), verdict
+
+
+def test_slow_sockets_and_large_bodies_hurt_nobody(played: dict[str, Future[Any]], record_property: Record) -> None:
+    verdict, outcome, sizes = played["slow sockets"].result()
+    record_property("figures", f"{verdict}; closed after at most {outcome.longest_s} s, told {dict(outcome.told)}")
+    assert dict(outcome.closed) == KINDS, outcome
+    assert not outcome.left_open, outcome
+    assert outcome.told["body 408"] == KINDS["body"], outcome
+    assert set(sizes) <= {413, 503}, sizes
+    assert sizes[413] >= OVERSIZED // 2, sizes
+    assert verdict.same_process
+    assert not verdict.honest_failed, verdict.honest_failed[:3]
+    assert verdict.rss_mb < 50, verdict
+    assert verdict.p99_during_ms < max(2 * verdict.p99_before_ms, NOISE_MS), verdict
+
+
+def test_the_checker_notices_a_server_without_deadlines(played: dict[str, Future[Any]], record_property: Record) -> None:
+    outcome = played["stock, silent"].result()
+    record_property("figures", str(outcome))
+    assert outcome.left_open == {"silent": 20, "head": 20}, outcome
+
+
+def test_a_head_without_end_costs_nothing(played: dict[str, Future[Any]], record_property: Record) -> None:
+    grown, stock = played["endless head"].result(), played["stock, endless head"].result()
+    record_property("figures", f"memory +{grown:.0f} MB; of a server without limits +{stock:.0f} MB")
     assert grown < 20
+    assert stock > 100, "the checker would not notice"

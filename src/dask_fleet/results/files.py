@@ -18,7 +18,7 @@ from dask_fleet.model.errors import ProtocolError, ResultCorrupt
 from dask_fleet.plugins.result_store import ResultStore
 
 PIECE_BYTES = 1 << 20
-SERVED_PIECE_BYTES = 64 << 10
+SERVED_PIECE_BYTES = 32 << 10
 """Small: each reader that has stopped reading holds one or two of them."""
 
 _LOCATION = re.compile(r"([0-9a-f]{2})/([0-9a-f]{62})-([0-9a-f]{16})\.bin")

@@ -145,12 +145,14 @@ async def read_decoded(
     message = await receive()
     if message["type"] == "http.disconnect":
         raise ClientDisconnectedError
-    body: bytes = message.get("body", b"")
     if message.get("more_body", False):
+        pieces = bytearray(message.get("body", b""))
+        del message  # whoever waits for a share holds what has come of it once, not twice
         async with _Share(budget, expected) as share:
-            body = await _collect(receive, body, limit, share)
+            body = await _collect(receive, pieces, limit, share)
             _check_type(body, content_type, media_types)
             return await decoded(body, decode)
+    body = message.get("body", b"")
     if len(body) > limit:
         raise _too_large(limit)
     _check_type(body, content_type, media_types)
@@ -199,8 +201,8 @@ class _Share:
             self._taken = await self._budget.take(max(size, self._expected))
 
 
-async def _collect(receive: Callable[[], Awaitable[Any]], first: bytes, limit: int, share: _Share) -> bytes:
-    pieces, more = bytearray(first), True
+async def _collect(receive: Callable[[], Awaitable[Any]], pieces: bytearray, limit: int, share: _Share) -> bytes:
+    more = True
     while more:
         if len(pieces) > limit:
             raise _too_large(limit)
@@ -210,6 +212,7 @@ async def _collect(receive: Callable[[], Awaitable[Any]], first: bytes, limit: i
             raise ClientDisconnectedError
         pieces += message.get("body", b"")
         more = message.get("more_body", False)
+        del message
     if len(pieces) > limit:
         raise _too_large(limit)
     return bytes(pieces)

@@ -11,7 +11,9 @@ import pytest
 from tests.unit.server.edge_rig import SHORT, EdgeRig, heard, status_of
 
 from dask_fleet.server.admission import RESERVED
+from dask_fleet.server.deadlines import Deadlines
 from dask_fleet.server.http_protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
+from dask_fleet.server.tls_listener import HANDSHAKE_S
 
 HOST = b"Host: localhost\r\n"
 JSON = b"Content-Type: application/json\r\n"
@@ -33,6 +35,15 @@ def post(path: str, length: int, body: bytes = b"") -> bytes:
 
 
 # ---------------------------------------------------------------------- time
+
+
+def test_the_deadlines_are_those_that_are_told() -> None:
+    """The other tests are in a hurry; these are the numbers of ``docs/how-to/operate.md``."""
+    assert Deadlines() == Deadlines(
+        head_s=10.0, body_s=30.0, body_bytes_per_s=1_000, idle_s=5.0, stall_s=30.0, leaving_s=2.0
+    )
+    assert HANDSHAKE_S == 10.0
+    assert (MAX_HEAD_BYTES, MAX_HEADERS) == (32 << 10, 100)
 
 
 def took(sock: socket.socket) -> tuple[float, bytes]:
