@@ -55,6 +55,18 @@ def context() -> multiprocessing.context.ForkServerContext:
     return made
 
 
+def begin() -> None:
+    """Start the forkserver, which imports what it has to in the background. Call it before there is a thread that forks.
+
+    Raises
+    ------
+    OSError
+        If the host has no process left to give.
+    """
+    context()
+    _handle().ensure_running()
+
+
 def pid() -> int | None:
     """Return the pid of the forkserver, if one was started; it may have died since."""
     found: int | None = _handle()._forkserver_pid  # noqa: SLF001

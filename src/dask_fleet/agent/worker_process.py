@@ -21,6 +21,7 @@ from dask_fleet.agent.clusters import member_process
 from dask_fleet.agent.clusters.frames import Join, Leave, Renew
 from dask_fleet.agent.framing import FrameBuffer
 from dask_fleet.agent.orphans import MARK
+from dask_fleet.agent.worker_environment import SECRETS
 from dask_fleet.agent.worker_frames import decode_for_worker
 from dask_fleet.protocol.cluster_frames import JobCluster
 from dask_fleet.protocol.frames import (
@@ -37,8 +38,6 @@ from dask_fleet.protocol.frames import (
 log = logging.getLogger(__name__)
 
 _RECEIVE_BYTES = 1 << 18
-SECRETS = ("FLEET_TOKEN", "FLEET_TOKEN_FILE")
-"""Variables that user code must not inherit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -232,7 +232,7 @@ def test_a_hundred_clusters_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_an_agent_has_no_dask_in_memory() -> None:
-    code = "import sys, dask_fleet.agent.main; print([m for m in ('dask', 'distributed', 'numpy') if m in sys.modules])"
+    code = "import sys, dask_fleet.agent.agent; print([m for m in ('dask', 'distributed', 'numpy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

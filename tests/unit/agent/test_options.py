@@ -37,7 +37,7 @@ def test_options_refuse_nonsense() -> None:
 
 def test_the_agent_process_imports_no_dask_and_no_user_code() -> None:
     code = (
-        "import sys, dask_fleet.agent.main, dask_fleet.agent.workers;"
+        "import sys, dask_fleet.agent.main, dask_fleet.agent.agent;"
         "print([m for m in ('dask', 'distributed', 'pandas', 'numpy', 'pyarrow', 'pydantic') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
