@@ -2,6 +2,9 @@
 
 Importing them is safe before a fork; *using* some of them (thread pools of polars, numba, scikit-learn) is not, so nothing
 here calls anything but what is known to start no thread.
+
+With `PRELOAD_LATER` in the environment only what a Dask cluster needs is imported at first: where somebody waits for the
+first one.
 """
 
 from __future__ import annotations
@@ -9,35 +12,48 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import signal
+from collections import deque
+from collections.abc import Iterable
+from types import FrameType
+
+from dask_fleet.config.discovery import PRELOAD_LATER
 
 FORKSERVER_PID = os.getpid()
 """The forkserver: a worker process whose parent is another process was orphaned before it could ask to die with it."""
 
-_HEAVY = (
+_DASK = (
+    "numpy",
+    "distributed",
+    "dask_fleet.agent.standby",
+    "dask_fleet.agent.worker_process",
+    "dask_fleet.agent.clusters.membership",
+    "dask_fleet.agent.clusters.scheduler_process",
+    "dask_fleet.agent.clusters.fleet_scheduler",
+)
+"""What a Dask cluster cannot do without."""
+_REST = (
     "msgspec",
     "pydantic.json_schema",
     "pydantic.main",
     "pydantic.type_adapter",
     "jsonschema_rs",
-    "numpy",
     "pandas",
     "pyarrow",
     "dask.threaded",
     "dask.array",
     "dask.dataframe",
-    "distributed",
     "dask_fleet.agent.capture",
-    "dask_fleet.agent.standby",
-    "dask_fleet.agent.worker_process",
     "dask_fleet.agent.runner",
     "dask_fleet.observability.logs",
     "dask_fleet.services.loading",
     "dask_fleet.services.parameters",
-    "dask_fleet.agent.clusters.membership",
-    "dask_fleet.agent.clusters.scheduler_process",
-    "dask_fleet.agent.clusters.fleet_scheduler",
     "dask_fleet.agent.job_cluster",
 )
+_CALM_S = 2.0
+"""Without a fork for so long, nobody waits for a process."""
+_BREATH_S = 0.05
+"""Between two imports: a fork may come in between."""
 
 
 def take_over() -> None:
@@ -46,13 +62,15 @@ def take_over() -> None:
     FORKSERVER_PID = os.getpid()
 
 
-def _preload() -> None:
-    for name in _HEAVY:
+def _import(names: Iterable[str]) -> None:
+    for name in names:
         try:
             importlib.import_module(name)
         except Exception:  # noqa: BLE001, S112 - what is absent or broken is the business of the job that imports it
             continue
-    _read_authorities()
+
+
+def _keep() -> None:
     # What lives now is never freed: out of the collector's sight it stays shared instead of being copied by its marks.
     gc.collect()
     gc.freeze()
@@ -72,4 +90,42 @@ def _read_authorities() -> None:
         pass
 
 
-_preload()
+class _Later:
+    """Imports the rest, one module after the other, whenever nothing was forked for a while.
+
+    By a signal, because its handler runs on the forkserver's one thread: no fork can meet a module half imported. A process
+    that is forked before imports by itself what it needs.
+    """
+
+    def __init__(self) -> None:
+        self._left = deque(_REST)
+        signal.signal(signal.SIGALRM, self._next)
+        os.register_at_fork(after_in_parent=self._wait, after_in_child=self._forget)
+        self._wait()
+
+    def _wait(self, calm_s: float = _CALM_S) -> None:
+        if self._left:
+            signal.setitimer(signal.ITIMER_REAL, calm_s)
+
+    def _next(self, _number: int, _frame: FrameType | None) -> None:
+        if self._left:
+            _import([self._left.popleft()])
+            if not self._left:
+                _keep()
+            self._wait(_BREATH_S)
+
+    def _forget(self) -> None:
+        if self._left:
+            self._left.clear()
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+if os.environ.pop(PRELOAD_LATER, None):
+    _import(_DASK)
+    _read_authorities()
+    _keep()
+    _Later()
+else:
+    _import(_DASK + _REST)
+    _read_authorities()
+    _keep()

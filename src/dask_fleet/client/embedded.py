@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dask_fleet.config.cpus import available_cpus
-from dask_fleet.config.discovery import SERVER_FILE, TOKEN_FILE
+from dask_fleet.config.discovery import PRELOAD_LATER, SERVER_FILE, TOKEN_FILE
 from dask_fleet.config.memory import available_memory
 from dask_fleet.config.secret import Secret
 from dask_fleet.config.settings import Settings
@@ -202,6 +202,7 @@ def _environment() -> dict[str, str]:
     """Return this process's environment as workers want it: what can be imported here can be there."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
     kept["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path if not path.endswith(".zip"))
+    kept[PRELOAD_LATER] = "1"
     return kept
 
 

@@ -22,6 +22,8 @@ from dask_fleet.model.errors import ConfigError
 SERVER_FILE = "server.json"
 TOKEN_FILE = "token"  # noqa: S105 - the name of a file
 AGENT_TOKEN_FILE = "agent.token"  # noqa: S105
+PRELOAD_LATER = "PRELOAD_OF_FLEET_LATER"
+"""Variable by which an embedded fleet says that somebody waits for its first cluster. No setting, so not ``FLEET_…``."""
 
 
 def load_client(environ: Mapping[str, str], flags: Mapping[str, Any], cwd: Path) -> Loaded:
