@@ -40,6 +40,9 @@ def test_what_no_cluster_needs_comes_later_and_in_no_child() -> None:
 
 
 def test_without_being_told_all_is_there_at_once() -> None:
-    code = "import sys, dask_fleet.agent.preload as _; print(*(n in sys.modules for n in ('pandas', 'dask_fleet.agent.job_cluster')))"
+    code = (
+        "import sys, dask_fleet.agent.preload;"
+        "print('pandas' in sys.modules, 'dask_fleet.agent.job_cluster' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "True True\n"
