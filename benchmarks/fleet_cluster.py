@@ -6,6 +6,10 @@ Each round takes a cluster of two workers from each system in turn, computes one
 minute of the machine hits all alike; medians are shown. Fleet's and the gateway's connections are under mutual TLS,
 LocalCluster's are not. ``--gateway`` names a virtual environment with ``dask-gateway`` and
 ``dask-gateway-server[local]`` of the same Dask. What the agent's part of it takes, `benchmarks.clusters` measures.
+
+Fleet's are three: from a *spare* cluster, for which each round waits until one is ready, as it is for who does not take one
+cluster right after the other; *shared*, in processes that are there; *fresh*, with processes of its own from spares. The last
+two are of a server without spare clusters. Beside the medians stands what they aim at.
 """
 
 from __future__ import annotations
@@ -29,7 +33,12 @@ from typing import Any
 from dask_fleet.testing.served import ServedFleet
 
 WARM_UP = 3
+CALM_S = 0.5
+"""Between two systems: processes that end, and spare processes that are made anew, are not the next one's to pay for."""
 SETTLE_S = 60.0
+SPARE, SHARED, FRESH = (f"FleetCluster, {how} (TLS)" for how in ("from a spare", "shared processes", "fresh processes"))
+LOCAL, GATEWAY = "LocalCluster (no TLS)", "dask-gateway, local backend (TLS)"
+AIMS_MS = {SPARE: 60, SHARED: 130, FRESH: 280}
 
 _GATEWAY_CONFIG = """
 python = {python!r}
@@ -150,6 +159,26 @@ def gateway(venv: Path, folder: Path) -> Iterator[Callable[[], float]]:
         server.wait(SETTLE_S)
 
 
+def spare_is_ready(fleet: ServedFleet) -> bool:
+    """Whether a spare cluster waits with all its workers."""
+    found = fleet.request("GET", "/v1/clusters?spares=true").json()["clusters"]
+    return any((each["kind"], each["status"], each["workers"]) == ("spare", "running", 2) for each in found)
+
+
+def report(figures: dict[str, list[float]]) -> None:
+    """Print medians, and how they stand to what they aim at."""
+    medians = {system: statistics.median(took_s) for system, took_s in figures.items()}
+    for system, took_s in figures.items():
+        aim_ms = AIMS_MS.get(system)
+        print(
+            f"{system:40} median {medians[system] * 1e3:7.0f} ms   best {min(took_s) * 1e3:7.0f}   "
+            f"worst {max(took_s) * 1e3:7.0f}   n={len(took_s)}" + (f"   aim {aim_ms}" if aim_ms else "")
+        )
+    for system, aim in ((LOCAL, 15), (GATEWAY, 50)):
+        if system in medians:
+            print(f"{SPARE} is {medians[system] / medians[SPARE]:.1f} times as fast as {system}   aim {aim}")
+
+
 def settled(fleet: ServedFleet) -> None:
     """Wait until all slots are back, so that a round does not pay for the one before."""
     fleet.until(
@@ -173,20 +202,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         arguments = ("--no-services", "--nworkers", "2", "--nthreads", "2")
-        fleet = stack.enter_context(ServedFleet([], folder / "fleet", args=arguments))
+        fleet = stack.enter_context(ServedFleet([], folder / "fleet", args=(*arguments, "--spare-clusters", "0")))
+        ready = stack.enter_context(ServedFleet([], folder / "ready", args=arguments))
         systems: dict[str, Callable[[], float]] = {
-            "FleetCluster, fresh processes (TLS)": lambda: once(
-                lambda: FleetCluster(n_workers=2, url=fleet.url, token=fleet.token, quiet=True)
+            SPARE: lambda: once(lambda: FleetCluster(n_workers=2, url=ready.url, token=ready.token, quiet=True)),
+            SHARED: lambda: once(
+                lambda: FleetCluster(n_workers=2, url=fleet.url, token=fleet.token, quiet=True, shared=True)
             ),
-            "LocalCluster (no TLS)": lambda: once(
+            FRESH: lambda: once(lambda: FleetCluster(n_workers=2, url=fleet.url, token=fleet.token, quiet=True)),
+            LOCAL: lambda: once(
                 lambda: LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
             ),
         }
         if given.gateway is not None:
-            systems["dask-gateway, local backend (TLS)"] = stack.enter_context(gateway(given.gateway, folder))
+            systems[GATEWAY] = stack.enter_context(gateway(given.gateway, folder))
         for number in range(given.rounds + WARM_UP):
             for system, measure in systems.items():
                 settled(fleet)
+                if system == SPARE and number > 0:
+                    ready.until(lambda: spare_is_ready(ready), "a spare cluster", timeout_s=SETTLE_S)
+                time.sleep(CALM_S)
                 took = measure()
                 if number >= WARM_UP:
                     figures.setdefault(system, []).append(took)
@@ -197,12 +232,7 @@ def main() -> None:
     for _ in range(max(3, given.rounds // 3)):
         for system, (make, call) in programs.items():
             figures.setdefault(system, []).append(cold(make, call))
-    for system, took_s in figures.items():
-        ordered = sorted(took_s)
-        print(
-            f"{system:40} median {statistics.median(ordered) * 1e3:7.0f} ms   "
-            f"best {ordered[0] * 1e3:7.0f}   worst {ordered[-1] * 1e3:7.0f}   n={len(ordered)}"
-        )
+    report(figures)
     if given.json is not None:
         given.json.write_text(json.dumps(figures))
 

@@ -71,6 +71,9 @@ class FleetCluster(Cluster):  # type: ignore[misc]
         ``preload``, ``env``, ``local_directory`` (where it spills to). Others are refused, saying what to use instead.
     dashboard
         Whether the scheduler serves one, on its host's loopback.
+    shared
+        Whether its workers join warm processes that the tenant's jobs and other shared clusters use as well, instead of
+        fresh ones. There is less to start, but process state is everybody's: modules, environment, ``dask.config``.
     shutdown_on_close
         Whether it ends with this object. If not, find it again with `from_name`.
     timeout
@@ -125,6 +128,7 @@ class FleetCluster(Cluster):  # type: ignore[misc]
         scheduler_memory_limit: str | float | None = None,
         worker_options: Mapping[str, Any] | None = None,
         dashboard: bool = True,
+        shared: bool = False,
         shutdown_on_close: bool = True,
         timeout: Duration = None,
         quiet: bool = False,
@@ -158,6 +162,7 @@ class FleetCluster(Cluster):  # type: ignore[misc]
             scheduler_preload=scheduler_preload,
             scheduler_memory_limit=scheduler_memory_limit,
             dashboard=dashboard,
+            shared=shared,
             shutdown_on_close=shutdown_on_close,
         )
         self._taken = Taken(None if on_embedded else found.settings, body, join=_join)

@@ -61,6 +61,7 @@ def request_body(
     scheduler_preload: str | Iterable[str] = (),
     scheduler_memory_limit: str | float | None = None,
     dashboard: bool = True,
+    shared: bool = False,
     shutdown_on_close: bool = True,
 ) -> dict[str, Any]:
     """Return the members of the request.
@@ -92,6 +93,8 @@ def request_body(
         worker[known] = list_of(value) if known == "preload" else value
     if worker["local_directory"] is not None:
         config = {**(config or {}), "temporary-directory": str(worker["local_directory"])}
+    if shared and (worker["memory_limit"] is not None or worker["env"]):
+        raise ValueError("memory_limit and env are of a worker's own process: leave them out, or leave out shared=True")
     body: dict[str, Any] = {
         "name": name,
         "n_workers": whole("n_workers", n_workers, 0),
@@ -105,6 +108,7 @@ def request_body(
         "scheduler_preload": list_of(scheduler_preload) or None,
         "scheduler_memory_limit": memory_bytes(scheduler_memory_limit, "scheduler_memory_limit"),
         "dashboard": dashboard,
+        "shared": shared or None,
         "shutdown_on_close": shutdown_on_close,
     }
     asked = {member: value for member, value in body.items() if value is not None}

@@ -71,7 +71,8 @@ class Taken:
             threads = self.body.get("threads_per_worker", 1)
             self._fleet = embedded.take_fleet(max(1, self.body["n_workers"]) * threads)
             self._settings = self._fleet.settings
-            self.body.setdefault("memory_limit", embedded.memory_limit_bytes(threads))
+            if not self.body.get("shared"):
+                self.body.setdefault("memory_limit", embedded.memory_limit_bytes(threads))
         self._link = link_to(self._settings)
         self.key = ClusterKey()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s

@@ -79,7 +79,7 @@ class TakeSlots(Frame, frozen=True):
     """Let the worker of a lease leave; answered by `SlotsLeft`. One that is unknown is answered at once.
 
     The scheduler has retired it before, so that its data has moved; tasks still running get `grace_s`, then their process is
-    replaced.
+    replaced. With none, a fresh process is killed without asking.
     """
 
     lease: str

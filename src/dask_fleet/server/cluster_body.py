@@ -32,8 +32,8 @@ _CSR_BEGIN = "-----BEGIN CERTIFICATE REQUEST-----"
 
 _MEMBERS = (
     "name", "n_workers", "threads_per_worker", "resources", "pool", "idle_timeout", "max_lifetime", "memory_limit",
-    "scheduler_memory_limit", "config", "env", "preload", "scheduler_preload", "dashboard", "shutdown_on_close", "csr",
-    "versions",
+    "scheduler_memory_limit", "config", "env", "preload", "scheduler_preload", "dashboard", "shared", "shutdown_on_close",
+    "csr", "versions",
 )  # fmt: skip
 
 
@@ -75,8 +75,11 @@ def parse_create(body: bytes, principal: Principal, *, idempotency_key: str | No
         preload=take("preload", _modules, ()),
         scheduler_preload=take("scheduler_preload", _modules, ()),
         dashboard=take("dashboard", _boolean, default=True),
+        shared=take("shared", _boolean, default=False),
         shutdown_on_close=take("shutdown_on_close", _boolean, default=True),
     )
+    if spec.shared and (spec.memory_limit_bytes is not None or spec.env):
+        raise BadRequest("memory_limit and env are of a worker's own process: leave them out, or leave out shared")
     new = NewCluster(
         cluster_id=cluster_id,
         name=name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from dask_fleet import FleetCluster
 from dask_fleet.testing.served import ServedFleet
 
 SERVICE = """
+import os
 import time
 from dask_fleet import Service
 
@@ -104,3 +106,18 @@ def test_idle_it_costs_next_to_nothing(fleet: ServedFleet) -> None:
 
 def _cpu_s(processes: list[psutil.Process]) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in processes if process.is_running())
+
+
+def test_a_shared_cluster_has_the_processes_of_jobs(fleet: ServedFleet) -> None:
+    before = {process.pid for process in fleet.processes()}
+    with take(fleet, shared=True) as cluster, Client(cluster) as client:
+        client.wait_for_workers(2, timeout=DEADLINE_S)
+        pids = set(client.run(os.getpid).values())
+        assert pids <= before
+        assert client.submit(sum, (1, 2)).result(timeout=DEADLINE_S) == 3
+    until(lambda: all(agent["free"] == agent["slots"] for agent in fleet.status()["agents"]), "the slots to come back")
+    assert pids <= {process.pid for process in fleet.processes()}, "they live on"
+    with pytest.raises(ValueError, match="memory_limit"):
+        take(fleet, shared=True, memory_limit="1GiB")
+    refused = fleet.request("POST", "/v1/clusters", {"shared": True, "memory_limit": 1 << 30})
+    assert (refused.status, "memory_limit" in refused.json()["detail"]) == (400, True)

@@ -213,7 +213,8 @@ class HeldLease:
     async def _part(self, process: WorkerProcess) -> None:
         """Leave, let tasks end, and end the process if it was only for this lease or does not get rid of it."""
         try:
-            if self._asked and not self._released.done():
+            at_once = process.for_lease and self._taken and self._grace_s <= 0
+            if self._asked and not self._released.done() and not at_once:
                 process.send(Leave(self.grant.lease))  # one that has left already answers all the same
                 await asyncio.wait([self._left], timeout=_LEAVE_S)
                 if self._left.done() and (self._taken or not process.for_lease):

@@ -300,7 +300,9 @@ class Keeper:
                     held.sent_at = now
             elif lease.state is SlotLeaseState.LEAVING and _is_due(held.taken_at, now):
                 held.taken_at = now
-                self._send(lease.agent, TakeSlots(lease.lease_id))
+                # Nobody has used a spare: its processes need not be asked, and somebody waits for their slots.
+                unused = record.kind is ClusterKind.SPARE
+                self._send(lease.agent, TakeSlots(lease.lease_id, grace_s=0.0) if unused else TakeSlots(lease.lease_id))
 
     def _send(self, agent: str | None, frame: Any) -> bool:
         handle = None if agent is None else self._agents.get(agent)
