@@ -8,8 +8,8 @@ LocalCluster's are not. ``--gateway`` names a virtual environment with ``dask-ga
 ``dask-gateway-server[local]`` of the same Dask. What the agent's part of it takes, `benchmarks.clusters` measures.
 
 Fleet's are three: from a *spare* cluster, for which each round waits until one is ready, as it is for who does not take one
-cluster right after the other; *shared*, in processes that are there; *fresh*, with processes of its own from spares. The last
-two are of a server without spare clusters. Beside the medians stands what they aim at.
+cluster right after the other; *shared*, in processes that are there; *fresh*, with processes of its own from spares. The
+last two are of a server without spare clusters. Beside the medians stands what they aim at.
 """
 
 from __future__ import annotations
