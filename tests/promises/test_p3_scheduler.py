@@ -23,7 +23,7 @@ from dask_fleet.testing.served import ServedFleet
 
 pytestmark = pytest.mark.promise
 
-JOBS, KILLS = (1_400, 20) if FULL else (24, 2)  # so that a thousand are still in flight at the last kill
+JOBS, KILLS = (1_500, 20) if FULL else (24, 2)  # so that a thousand are still in flight at the last kill
 ON_CLUSTERS = 4
 """Every so many-th job has a cluster; the others show that they are not concerned."""
 SEED = 20261121
