@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -69,6 +70,26 @@ def test_clear_text_and_old_protocols_get_nothing(fleet: CoreFleet) -> None:
         old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
     with socket.create_connection(("127.0.0.1", port_of(fleet)), 10) as plain, pytest.raises((ssl.SSLError, OSError)):
         old.wrap_socket(plain)
+
+
+def test_handshakes_without_end_keep_nobody_else_out(fleet: CoreFleet) -> None:
+    """Half a greeting from as many sockets as one address may not have; another address and the fleet's own agent go on."""
+    hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+    before = fleet.status()["edge"]["connections_refused_total"]["peer"]
+    context = Trust(fingerprint=fleet.fingerprint).context()
+    with contextlib.ExitStack() as stack:
+        for _ in range(700):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port_of(fleet)), 10, ("127.0.0.3", 0)))
+            with contextlib.suppress(OSError):  # it may have been sent away already
+                sock.sendall(hello)
+        with socket.create_connection(("127.0.0.1", port_of(fleet)), 10) as plain, context.wrap_socket(plain) as secure:
+            secure.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert secure.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        assert fleet.post("core/quick", {"name": "beside"}, wait=30).json()["status"] == "succeeded"
+        edge = fleet.status()["edge"]
+        assert edge["connections_refused_total"]["peer"] - before >= 700 - 512 - 64
+        assert edge["connections"] <= 512 + 64 + 20
+    fleet.until(lambda: fleet.status()["edge"]["connections"] < 20, "the handshakes to be gone")
 
 
 def test_the_key_outlives_the_server(fleet: CoreFleet) -> None:

@@ -16,6 +16,7 @@ _PATHS = [
     "/", "/docs", "/openapi.json", "/healthz", "/readyz", "/signin", "/v1/signin", "/v1/jobs", "/v1/status", "/v1/services",
     "/v1/tokens", "/v1/agents", "/v1/agents/spool/x", "/v1/tiny/double", "/v1/tiny/double:batch", "/v1/tiny/none", "/v1/none/x",
     "/v1/jobs/{id}", "/v1/jobs/{id}/result", "/v1/jobs/{id}/events", "/v1/jobs/{id}/attempts", "/v1/jobs/{id}/logs",
+    "/v1/clusters/{id}", "/v1/clusters/{id}/logs", "/v1/clusters/{id}/certificate", "/v1/clusters?limit=NaN",
     "/v1/jobs/{id}:retry", "/v1/jobs/{id}:cancel", "/../etc/passwd", "/v1/../../x", "/v1//jobs", "/.%2e/x", "/%00", "/static/x",
 ]  # fmt: skip
 _IDS = [
