@@ -125,6 +125,16 @@ def _limit(value: Any) -> int | None:
     return None if value is None else _whole(1)(value)
 
 
+def _share(value: Any) -> float:
+    try:
+        share = float(value) if not isinstance(value, bool) else -1.0
+    except (TypeError, ValueError):
+        share = -1.0
+    if not 0 <= share < 1:
+        raise ValueError("a number from 0 to below 1, such as 0.1")
+    return share
+
+
 def _lifetime(value: Any) -> float:
     seconds = parse_duration(value)
     if not 1 <= seconds <= MAX_CERTIFICATE_LIFETIME_S:
@@ -154,6 +164,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "orphan_timeout_s": parse_duration,
     "max_queued": _whole(1),
     "max_clusters_per_user": _whole(1),
+    "job_share": _share,
     "max_cluster_workers": _limit,
     "spare_clusters": _whole(0),
     "max_connections_per_peer": _whole(1),

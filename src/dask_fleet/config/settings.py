@@ -60,6 +60,9 @@ class Settings:
     max_clusters_per_user: int = 20
     """Clusters of their own that one user may have at a time. A scheduler takes about 100 MB, and who needs more than these
     has mostly forgotten some."""
+    job_share: float = 0.1
+    """Part of each pool's slots that users' clusters may not take, rounded up; none of a pool of fewer than four slots,
+    or of a server without services. A tenth: clusters that are kept for days slow jobs down, and stop none."""
     max_cluster_workers: int | None = None
     """Dask workers that one cluster may ask for. None: as many as the pool's slots allow."""
     spare_clusters: int = 1

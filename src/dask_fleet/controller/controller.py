@@ -53,6 +53,7 @@ class Controller:
         logs_max_bytes: int = DEFAULT_LOGS_MAX_BYTES,
         max_clusters_per_user: int = 20,
         max_cluster_workers: int | None = None,
+        job_share: float = 0.0,
         spare_clusters: int = 0,
         clock: Clock | None = None,
     ) -> None:
@@ -108,6 +109,7 @@ class Controller:
             spawn=self._spawn,
             max_per_user=max_clusters_per_user,
             max_workers=max_cluster_workers,
+            job_share=job_share,
             spares=spare_clusters,
         )
         self.sessions = Sessions(

@@ -131,6 +131,7 @@ async def _serve(settings: Settings, targets: list[str], parent: int | None) -> 
             max_queued=settings.max_queued,
             max_clusters_per_user=settings.max_clusters_per_user,
             max_cluster_workers=settings.max_cluster_workers,
+            job_share=settings.job_share if manifest.services else 0.0,
             spare_clusters=settings.spare_clusters,
             row_retention_s=settings.row_retention_s,
             logs_max_bytes=settings.logs_max_bytes,

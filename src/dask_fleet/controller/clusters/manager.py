@@ -59,6 +59,7 @@ class Clusters:
         spawn: Spawn,
         max_per_user: int = 20,
         max_workers: int | None = None,
+        job_share: float = 0.0,
         spares: int = 0,
     ) -> None:
         self._ledger = ledger
@@ -87,6 +88,7 @@ class Clusters:
             clock=clock,
             touch=self._keeper.touch,
             since_head=dispatcher.head_since,
+            job_share=job_share,
         )
         dispatcher.others = self._slots
         self.spares = SpareClusters(
@@ -157,7 +159,7 @@ class Clusters:
             if entry.is_wanted:
                 entry.close_reason = self._why_close(entry, now, now_us)
                 if record.state is ClusterState.PENDING and record.epoch == 0 and not entry.held:
-                    entry.fail_reason = self._why_impossible(record.spec)
+                    entry.fail_reason = self._why_impossible(record.spec, record.kind)
                 if record.state is ClusterState.STARTING and now - entry.starting_since > START_S:
                     self._time_out_start(entry)
             settled = record.state is ClusterState.RUNNING and all(
@@ -270,18 +272,20 @@ class Clusters:
                 f"a cluster may have at most {self.max_workers} workers here, not {spec.n_workers}: ask for fewer,"
                 " or raise max_cluster_workers", limit=self.max_workers,
             )  # fmt: skip
-        why = self._why_impossible(new.spec)
+        why = self._why_impossible(new.spec, new.kind)
         if why is not None:
             raise ClusterImpossible(why)
 
-    def _why_impossible(self, spec: ClusterSpec) -> str | None:
+    def _why_impossible(self, spec: ClusterSpec, kind: ClusterKind) -> str | None:
         """Say why no agent that there is could ever give what is asked; ``None`` if one could, or may still come back."""
         if not self.hearing.is_settled:
             return None
         if spec.pool not in self.hearing.pools:
             known = ", ".join(repr(pool) for pool in sorted(self.hearing.pools))
             return f"there is no pool {spec.pool!r}; the pools are: {known}"
-        return placing.impossible(spec.pool, spec.threads_per_worker, self._slots.hosts(absent=True))
+        hosts = self._slots.hosts(absent=True)
+        share = 0.0 if kind is ClusterKind.JOB else self._slots.job_share
+        return placing.impossible(spec.pool, spec.threads_per_worker, hosts, job_share=share)
 
     async def wait(self, cluster_id: str, timeout_s: float, *, workers: bool = False) -> ClusterRecord:
         """Return the cluster once it runs or has ended, or as it is after `timeout_s`.
@@ -478,7 +482,13 @@ class Clusters:
             workers=entry.workers,
             joining=entry.joining,
             wanted=entry.record.spec.n_workers,
-            waiting_for=waiting_for(entry, self._slots.hosts(), self.book, draining=self._dispatcher.paused),
+            waiting_for=waiting_for(
+                entry,
+                self._slots.hosts(),
+                self.book,
+                draining=self._dispatcher.paused,
+                job_share=0.0 if record.kind is ClusterKind.JOB else self._slots.job_share,
+            ),
             tasks=status.tasks if status is not None else 0,
             clients=status.clients if status is not None else 0,
             idle_s=self._idle_s(entry, self._clock.monotonic()),

@@ -7,9 +7,11 @@ enough of them are free, so that a worker of many threads does not starve behind
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+SMALL_POOL_SLOTS = 4
 Owner = tuple[str, str]
 """Tenant and user."""
 
@@ -43,6 +45,8 @@ class Need(NamedTuple):
     """Agent of its scheduler: a worker there spares the network."""
     urgent: bool = False
     """It had workers and lost them: before those that have none yet."""
+    is_users: bool = False
+    """It is a user's own: it takes none of the slots that are kept for jobs."""
 
 
 class Grant(NamedTuple):
@@ -50,6 +54,25 @@ class Grant(NamedTuple):
 
     cluster_id: str
     agent: str
+
+
+Rooms = dict[str, int]
+"""By pool, how many slots users' clusters may still take; a pool that is not in it has no limit."""
+
+
+def kept_for_jobs(slots: int, share: float) -> int:
+    """Return how many slots of a pool users' clusters may not take: the share, rounded up; none of fewer than four."""
+    return min(math.ceil(slots * share), slots - 1) if slots >= SMALL_POOL_SLOTS and share > 0 else 0
+
+
+def has_room(need: Need, rooms: Rooms) -> bool:
+    """Whether one more worker of it leaves jobs what is kept for them."""
+    return not need.is_users or rooms.get(need.pool, need.threads) >= need.threads
+
+
+def _take_room(need: Need, rooms: Rooms) -> None:
+    if need.is_users and need.pool in rooms:
+        rooms[need.pool] -= need.threads
 
 
 class Turns:
@@ -83,9 +106,9 @@ def best_host(hosts: Sequence[Host], need: Need, *, threads: int) -> Host | None
 
 
 def first_workers(
-    needs: Sequence[Need], hosts: Sequence[Host], turns: Turns
+    needs: Sequence[Need], hosts: Sequence[Host], turns: Turns, rooms: Rooms | None = None
 ) -> tuple[list[Grant], tuple[Need, Host] | None]:
-    """Give each cluster one worker, in fair order, as far as slots reach.
+    """Give each cluster one worker, in fair order, as far as slots reach, and `rooms`, which become smaller.
 
     Returns
     -------
@@ -97,12 +120,16 @@ def first_workers(
     grants: list[Grant] = []
     promise: tuple[Need, Host] | None = None
     waiting = list(needs)
+    rooms = {} if rooms is None else rooms
     while waiting:
         need = min(waiting, key=turns.rank)
         waiting.remove(need)
+        if not has_room(need, rooms):
+            continue  # it waits for other clusters, not for jobs
         host = best_host(hosts, need, threads=need.threads)
         if host is not None:
             host.free -= need.threads
+            _take_room(need, rooms)
             turns.take(need.owner)
             grants.append(Grant(need.cluster_id, host.agent))
         elif promise is None:
@@ -114,17 +141,19 @@ def first_workers(
     return grants, promise
 
 
-def growth(needs: Sequence[Need], hosts: Sequence[Host], turns: Turns) -> list[Grant]:
-    """Give further workers, one a turn, in fair order, as far as slots reach."""
+def growth(needs: Sequence[Need], hosts: Sequence[Host], turns: Turns, rooms: Rooms | None = None) -> list[Grant]:
+    """Give further workers, one a turn, in fair order, as far as slots reach, and `rooms`, which become smaller."""
     grants: list[Grant] = []
+    rooms = {} if rooms is None else rooms
     waiting = {need: need.missing for need in needs if need.missing > 0}
     while waiting:
         need = min(waiting, key=turns.rank)
-        host = best_host(hosts, need, threads=need.threads)
+        host = best_host(hosts, need, threads=need.threads) if has_room(need, rooms) else None
         if host is None:
             del waiting[need]
             continue
         host.free -= need.threads
+        _take_room(need, rooms)
         turns.take(need.owner)
         grants.append(Grant(need.cluster_id, host.agent))
         waiting[need] -= 1
@@ -139,7 +168,7 @@ def scheduler_host(hosts: Sequence[Host], pool: str) -> Host | None:
     return max(able, key=lambda host: (host.free, host.agent)) if able else None
 
 
-def impossible(pool: str, threads: int, hosts: Sequence[Host]) -> str | None:
+def impossible(pool: str, threads: int, hosts: Sequence[Host], *, job_share: float = 0.0) -> str | None:
     """Say why no agent of the pool, however free, could ever hold a worker; ``None`` if one could, or none is there."""
     able = [host for host in hosts if host.pool == pool]
     largest = max((host.slots for host in able), default=0)
@@ -147,6 +176,13 @@ def impossible(pool: str, threads: int, hosts: Sequence[Host]) -> str | None:
         return (
             f"a worker of {threads} threads fits on no agent of pool {pool!r}: the largest has {largest}"
             f" slot{'s' * (largest != 1)}; ask for at most {largest} threads per worker"
+        )
+    slots = sum(host.slots for host in able)
+    kept = kept_for_jobs(slots, job_share)
+    if able and threads > slots - kept:
+        return (
+            f"a worker of {threads} threads does not fit in pool {pool!r}: of its {slots} slots, {kept} are kept for jobs;"
+            f" ask for at most {slots - kept} threads per worker, or lower the server's setting job_share"
         )
     return None
 

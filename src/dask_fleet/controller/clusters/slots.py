@@ -8,7 +8,7 @@ from typing import Protocol
 from dask_fleet.controller.agents import Agents
 from dask_fleet.controller.clusters import placing
 from dask_fleet.controller.clusters.book import Book, Entry, Held
-from dask_fleet.controller.clusters.placing import Grant, Host, Need
+from dask_fleet.controller.clusters.placing import Grant, Host, Need, Rooms
 from dask_fleet.controller.fair_queue import Lane
 from dask_fleet.model.cluster_states import ClusterState
 from dask_fleet.model.clusters import ClusterKind, SlotLease
@@ -39,6 +39,8 @@ class SlotGiver:
     ----------
     since_head
         Returns since when (monotonic clock) the queued run waits that would get the next slot, or ``None``.
+    job_share
+        Part of each pool's slots that users' clusters may not take.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class SlotGiver:
         clock: Clock,
         touch: Callable[[Entry], None],
         since_head: Callable[[], float | None],
+        job_share: float = 0.0,
     ) -> None:
         self._book = book
         self._agents = agents
@@ -56,6 +59,7 @@ class SlotGiver:
         self._touch = touch
         self._since_head = since_head
         self._turns = placing.Turns()
+        self.job_share = job_share
         self.hungry = False
         """Whether a cluster lacks anything: while none does, jobs pay nothing for clusters."""
         self.spares: Spares | None = None
@@ -67,6 +71,20 @@ class SlotGiver:
             for handle in self._agents
             if (handle.connected or absent) and pool in {None, handle.pool}
         ]
+
+    def rooms(self) -> Rooms:
+        """Return how many slots of each pool users' clusters, and those kept ready for them, may still take."""
+        if self.job_share <= 0:
+            return {}
+        slots: Rooms = {}
+        for host in self.hosts():
+            slots[host.pool] = slots.get(host.pool, 0) + host.slots
+        rooms = {pool: there - placing.kept_for_jobs(there, self.job_share) for pool, there in slots.items()}
+        for entry in self._book:
+            record = entry.record
+            if record.kind is not ClusterKind.JOB and record.spec.pool in rooms:
+                rooms[record.spec.pool] -= sum(held.lease.threads for held in entry.held.values())
+        return rooms
 
     # ------------------------------------------------------------------ the two turns of clusters
 
@@ -82,7 +100,7 @@ class SlotGiver:
         head = self._since_head()
         if head is not None:
             needs = [need for need in needs if need.urgent or need.since <= head]
-        grants, promise = placing.first_workers(needs, self.hosts(), self._turns)
+        grants, promise = placing.first_workers(needs, self.hosts(), self._turns, self.rooms())
         self._carry_out(grants)
         if promise is not None:
             need, host = promise
@@ -93,17 +111,19 @@ class SlotGiver:
     def after_jobs(self) -> None:
         """Give what jobs have left: first workers, then growth; open schedulers that need no slots."""
         needs = [need for need in map(self._need, self._book) if need is not None]
-        grants, _ = placing.first_workers([need for need in needs if self._is_first(need)], self.hosts(), self._turns)
+        rooms = self.rooms()
+        waiting = [need for need in needs if self._is_first(need)]
+        grants, _ = placing.first_workers(waiting, self.hosts(), self._turns, rooms)
         self._carry_out(grants)
         # Whoever still has no worker comes before those that have one: while anybody waits for its first, on slots that
         # would do for it, nobody grows on them.
         needs = [need for need in map(self._need, self._book) if need is not None]
-        first = [need for need in needs if self._is_first(need)]
+        first = [need for need in needs if self._is_first(need) and placing.has_room(need, rooms)]
         hosts = [
             host for host in self.hosts()
             if not any(need.pool == host.pool and need.threads <= host.slots for need in first)
         ]
-        self._carry_out(placing.growth([need for need in needs if not self._is_first(need)], hosts, self._turns))
+        self._carry_out(placing.growth([need for need in needs if not self._is_first(need)], hosts, self._turns, rooms))
         lacking = [need for need in map(self._need, self._book) if need is not None]
         if lacking and self.has_spares and self.spares is not None:
             self.spares.give_way(lacking)
@@ -149,6 +169,7 @@ class SlotGiver:
             missing=missing,
             since=entry.since,
             near=record.agent or entry.open_on,
+            is_users=record.kind is not ClusterKind.JOB,
             urgent=live == 0 and record.epoch > 0,
         )
 

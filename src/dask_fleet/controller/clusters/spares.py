@@ -279,7 +279,7 @@ class SpareClusters:
     def _begin(self, pool: str, asked: Asked) -> None:
         rooms = self._rooms(pool)
         spec = spare_plan.spec_for(asked.spec, rooms)
-        if spec is not None and self._nobody_waits and spare_plan.place(spec, rooms) is not None:
+        if spec is not None and self._may_have(spec) and spare_plan.place(spec, rooms) is not None:
             self._making.add(pool)
             self._spawn(self._make(asked.tenant, spec), f"spare-{pool}")
 
@@ -300,7 +300,7 @@ class SpareClusters:
         entry = Entry(record, now=self._clock.monotonic())
         self._book.add(entry)
         self._added()
-        agents = spare_plan.place(spec, self._rooms(spec.pool)) if self._nobody_waits else None
+        agents = spare_plan.place(spec, self._rooms(spec.pool)) if self._may_have(spec) else None
         if agents is None or self._dispatcher.paused:
             self._close(entry, "its slots were wanted before it had them", in_vain=False)
             return
@@ -318,6 +318,11 @@ class SpareClusters:
     def _nobody_waits(self) -> bool:
         """Whether neither a cluster nor a queued run wants slots."""
         return not self._slots.hungry and not len(self._dispatcher.queue)
+
+    def _may_have(self, spec: ClusterSpec) -> bool:
+        """Whether its slots are wanted by nobody, and would leave jobs theirs when it is a user's."""
+        taken = spec.n_workers * spec.threads_per_worker
+        return self._nobody_waits and self._slots.rooms().get(spec.pool, taken) >= taken
 
     def _rooms(self, pool: str) -> list[Room]:
         rooms = []

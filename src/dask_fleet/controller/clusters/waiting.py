@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dask_fleet.controller.clusters.book import Book, Entry
-from dask_fleet.controller.clusters.placing import Host
+from dask_fleet.controller.clusters.placing import Host, kept_for_jobs
 from dask_fleet.model.cluster_states import ClusterState
 
 
-def waiting_for(entry: Entry, hosts: Sequence[Host], book: Book, *, draining: bool) -> str | None:
+def waiting_for(entry: Entry, hosts: Sequence[Host], book: Book, *, draining: bool, job_share: float = 0.0) -> str | None:
     """Say what a cluster waits for; ``None`` if it has all that was asked for, or has ended."""
     record = entry.record
     if record.state is ClusterState.CLOSING:
@@ -26,27 +26,30 @@ def waiting_for(entry: Entry, hosts: Sequence[Host], book: Book, *, draining: bo
         return f"{_workers(joining)} to join" if joining else None
     if entry.stillborn:
         return f"{_workers(missing)} to be started again, the last one could not: {entry.stillborn_why}"
-    return _slots(entry, missing, [host for host in hosts if host.pool == record.spec.pool], book)
+    return _slots(entry, missing, [host for host in hosts if host.pool == record.spec.pool], book, job_share)
 
 
-def _slots(entry: Entry, missing: int, hosts: Sequence[Host], book: Book) -> str:
+def _slots(entry: Entry, missing: int, hosts: Sequence[Host], book: Book, job_share: float) -> str:
     spec = entry.record.spec
     if not hosts:
         return f"an agent of pool {spec.pool!r}: none is connected"
     slots = sum(host.slots for host in hosts)
     what = f"slots for {_workers(missing)}" + (f" of {spec.threads_per_worker} each" if spec.threads_per_worker > 1 else "")
-    fits = sum(host.slots // spec.threads_per_worker for host in hosts)
+    kept = kept_for_jobs(slots, job_share)
+    fits = min(sum(host.slots // spec.threads_per_worker for host in hosts), (slots - kept) // spec.threads_per_worker)
+    for_jobs = f", {kept} of them kept for jobs" if kept else ""
     if spec.n_workers > fits:
         return (
-            f"{what}: pool {spec.pool!r} has {slots} slots, room for {fits} of the {spec.n_workers} workers that are wanted;"
-            " add agents, or scale the cluster down"
+            f"{what}: pool {spec.pool!r} has {slots} slots{for_jobs}, room for {fits} of the {spec.n_workers}"
+            " workers that are wanted; add agents, or scale the cluster down"
         )
     lent = sum(book.taken(host.agent) for host in hosts)
     others = sum(
         other is not entry and other.is_wanted and not other.live and other.record.spec.n_workers > 0 for other in book
     )
     behind = f"; clusters that wait for their first worker: {others} more" if others else ""
-    return f"{what}: of the {slots} slots of pool {spec.pool!r}, {lent} are lent to clusters, the rest to jobs{behind}"
+    pool = f"of the {slots} slots of pool {spec.pool!r}{for_jobs}"
+    return f"{what}: {pool}, {lent} are lent to clusters, the rest to jobs{behind}"
 
 
 def _workers(count: int) -> str:
