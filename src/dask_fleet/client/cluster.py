@@ -10,6 +10,7 @@ import math
 import threading
 import weakref
 from collections.abc import Generator, Iterable, Mapping
+from html import escape
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -444,11 +445,34 @@ class FleetCluster(Cluster):  # type: ignore[misc]
         return logs
 
     def __repr__(self) -> str:
-        if self.followed or not self._document:
-            return str(super().__repr__())
         document = self._document
-        threads = document["workers"] * document["threads_per_worker"]
-        return f"FleetCluster({self.name!r}, {self.scheduler_address!r}, workers={document['workers']}, threads={threads})"
+        if self.status == Status.closed and document:
+            return f"FleetCluster({self.name!r}, closed)"
+        if not document:
+            return str(super().__repr__())
+        there = len(self.observed) if self.followed else document["workers"]
+        wanted = f", wanted={self.n_workers}" if there < self.n_workers else ""
+        threads = there * document["threads_per_worker"]
+        return f"FleetCluster({self.name!r}, {self.scheduler_address!r}, workers={there}{wanted}, threads={threads})"
+
+    def _repr_html_(self, cluster_status: str | None = None) -> str:
+        if self.status == Status.closed and self._document:
+            return f"<p>FleetCluster <b>{escape(self.name)}</b> is closed.</p>"
+        return str(super()._repr_html_(cluster_status))
+
+    def sync(self, func: Any, *args: Any, **options: Any) -> Any:
+        """See ``distributed``.
+
+        Raises
+        ------
+        RuntimeError
+            If the cluster is closed.
+        """
+        if self.status == Status.closed and self._document and not self.asynchronous and func != self._close:
+            raise RuntimeError(
+                f"cluster {self.name} is closed: take another one, or FleetCluster.from_name({self.name!r}) if it lives on"
+            )
+        return super().sync(func, *args, **options)
 
     # ------------------------------------------------------------------ the background's steps
 

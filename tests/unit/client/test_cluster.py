@@ -73,6 +73,11 @@ def test_any_dask_program_runs_on_it_and_nothing_is_left(server: Remote) -> None
         assert len(logs) == 4
     assert cluster.status == Status.closed
     assert status_of(server, "plain") == "closed"
+    assert repr(cluster) == "FleetCluster('plain', closed)"
+    assert "closed" in cluster._repr_html_()
+    for use in (cluster.get_logs, lambda: cluster.scale(2)):
+        with pytest.raises(RuntimeError, match="cluster plain is closed: take another one"):
+            use()
     cluster.close()
     until(lambda: threading.active_count() <= before, "all threads to end")
 
@@ -124,6 +129,7 @@ def test_scaling_keeps_data_and_the_plan_is_what_was_asked_for(server: Remote) -
         server.set(workers=False)
         cluster.scale(4)
         until(lambda: len(cluster.scheduler_info["workers"]) == 2, "the workers of before")
+        assert "workers=2, wanted=4" in repr(cluster)
         assert len(cluster.plan) == len(cluster.requested) == 4
         assert len(cluster.observed) == 2
 
