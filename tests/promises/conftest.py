@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.promises.form import Serve, Starts
+from tests.promises.survivors import Survivors
 
 from dask_fleet.testing.served import ServedFleet
 
@@ -26,6 +28,16 @@ def serve(tmp_path: Path) -> Serve:
         env = {"TINY_STARTS": str(tmp_path / "starts"), **options.pop("env", {})}
         service = options.pop("service", HERE / "service_tiny.py")
         return ServedFleet([service], tmp_path / "data", env=env, **options)
+
+    return make
+
+
+@pytest.fixture
+def survivors(tmp_path: Path) -> Callable[..., Survivors]:
+    """Return a maker of fleets whose jobs outlast their processes; several need names."""
+
+    def make(name: str = "", **options: Any) -> Survivors:
+        return Survivors(tmp_path / name, **options)
 
     return make
 

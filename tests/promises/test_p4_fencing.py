@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-from tests.promises.form import FULL, Record, Serve, Starts
+from tests.promises.form import FULL, Record, Serve
+from tests.promises.survivors import Survivors, living
 
 from dask_fleet.protocol.frames import Start
 from dask_fleet.testing.fake_agent import FakeAgent, ref, succeeded
@@ -18,6 +20,8 @@ from dask_fleet.testing.served import ServedFleet
 pytestmark = pytest.mark.promise
 
 LATE_WRITES = 201 if FULL else 42  # a third at each of three moments
+FLEETS, ROUNDS = (2, 2) if FULL else (1, 1)
+"""Of real agents that are stopped past their leases."""
 ZOMBIE, FENCED = b'"zombie"', b'"fenced"'
 
 
@@ -116,32 +120,45 @@ def test_the_checker_notices_a_missing_fence(serve: Serve, record_property: Reco
     assert verdict.accepted > 0
 
 
-@pytest.mark.slow
-def test_a_real_agent_that_slept_past_its_time_is_refused(
-    serve: Serve, starts: Starts, tmp_path: Path, record_property: Record
+def test_a_real_agent_that_slept_past_its_lease_is_refused(
+    survivors: Callable[..., Survivors], record_property: Record
 ) -> None:
-    """SIGSTOP while its worker ends a job; it is given up; SIGCONT: it delivers that, and nobody takes it."""
-    with serve(args=("--nworkers", "1", "--orphan-timeout", "2")) as fleet:
-        job_id = fleet.post("tiny/gated", {"n": 1}).json()["job_id"]
-        fleet.until(starts, "the start")
-        agent = fleet.agent_pid()
-        assert agent is not None
-        os.kill(agent, signal.SIGSTOP)
-        try:
-            (tmp_path / "starts.gate").touch()
-            # Its lease lapses 15 to 20 s after its last heartbeat.
-            fleet.until(lambda: fleet.job(job_id)["status"] == "queued", "the loss", timeout_s=60)
-        finally:
-            os.kill(agent, signal.SIGCONT)
-        ended = fleet.until(lambda: _ended(fleet, job_id), "the job to end", timeout_s=60)
-        assert (ended["status"], ended["attempt"], ended["result"]) == ("succeeded", 2, 2)
-        attempts = fleet.request("GET", f"/v1/jobs/{job_id}/attempts").json()["attempts"]
-        assert [attempt["status"] for attempt in attempts] == ["lost", "succeeded"]
-        figures = {"starts": len(starts()), "refused": fleet.status()["stale_outcomes"]}
-        record_property("figures", str(figures))
-        assert figures == {"starts": 2, "refused": 1}
+    """SIGSTOP; one of its jobs ends, one goes on; it is given up; SIGCONT: nobody takes what it delivers, what it runs ends.
+
+    Two fleets side by side, and the agent that has come back is the next to be stopped.
+    """
+    fleets = [survivors(f"fleet{number}", args=("--nworkers", "2", "--orphan-timeout", "2")) for number in range(FLEETS)]
+    with ThreadPoolExecutor(FLEETS) as threads:
+        refused = list(threads.map(_put_to_sleep, fleets))
+    record_property("figures", f"{FLEETS * ROUNDS} sleeps past the lease; outcomes refused, of each fleet: {refused}")
 
 
-def _ended(fleet: ServedFleet, job_id: str) -> dict[str, object] | None:
-    job = fleet.job(job_id)
-    return job if job["finished_at"] is not None else None
+def _put_to_sleep(held: Survivors) -> int:
+    fleet = held.fleet
+    with fleet:
+        for first in range(0, 2 * ROUNDS, 2):
+            ends, goes_on = first, first + 1
+            ids = held.start(ends, goes_on)
+            zombie, refused = held.starts(goes_on)[0], fleet.status()["stale_outcomes"]
+            agent = fleet.agent_pid()
+            assert agent is not None
+            os.kill(agent, signal.SIGSTOP)
+            try:
+                held.open(ends)
+                # Its lease lapses 15 to 20 s after its last heartbeat.
+                fleet.until(
+                    lambda ids=ids: all(fleet.job(job_id)["status"] == "queued" for job_id in ids), "the loss", timeout_s=60
+                )
+            finally:
+                os.kill(agent, signal.SIGCONT)
+            held.until_started((ends, goes_on), 2)
+            fleet.until(lambda zombie=zombie: zombie not in living(fleet), "the zombie's end", timeout_s=60)
+            held.end((ends, goes_on), ids, attempt=2)
+            for job_id in ids:
+                attempts = fleet.request("GET", f"/v1/jobs/{job_id}/attempts").json()["attempts"]
+                assert [attempt["status"] for attempt in attempts] == ["lost", "succeeded"]
+            assert fleet.status()["stale_outcomes"] > refused
+        refused = fleet.status()["stale_outcomes"]
+        assert [len(held.starts(n)) for n in range(2 * ROUNDS)] == [2] * 2 * ROUNDS
+    assert (fleet.data_dir / "serve.err").read_text().count("action=stale_epoch") == refused
+    return int(refused)
