@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -83,3 +85,41 @@ def test_it_does_not_outlive_its_agent(tmp_path: Path, first: str) -> None:
             await until(lambda: not agent.members(), what="the end of all")
 
     run(scene)
+
+
+def test_after_many_deaths_the_next_one_starts_afresh(tmp_path: Path) -> None:
+    """Else its stack would grow for ever. In a process of its own: the handle is process-wide."""
+    script = """
+import os, signal, time
+from dask_fleet.agent import forkservers
+from dask_fleet.agent.orphans import become_subreaper, children, end_orphans
+
+become_subreaper()  # as an agent is, so that it can wait for the standby of a dead forkserver
+forkservers._MOST_GENERATIONS = 1
+
+def fork():
+    process = forkservers.context().Process(target=os.getpid)
+    forkservers.start(process)
+    forkservers.have_standby()
+    process.join(60)
+    process.close()
+
+fork()
+for forked in (True, False, True):
+    waiting = forkservers._standby
+    assert (waiting.process is not None) is forked, waiting
+    os.kill(forkservers.pid(), signal.SIGKILL)
+    fork()
+    assert forkservers.pid() == waiting.pid
+forkservers.stop()
+assert forkservers.known() == set()
+from multiprocessing import resource_tracker
+until = time.monotonic() + 30
+while end_orphans(os.getpid(), known={resource_tracker._resource_tracker._pid}, reap=True) and time.monotonic() < until:
+    time.sleep(0.01)
+assert children(os.getpid()) == [resource_tracker._resource_tracker._pid]
+print("all ended")
+"""
+    (tmp_path / "script.py").write_text(script)
+    ran = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=120)
+    assert "all ended" in ran.stdout, ran.stderr
