@@ -28,7 +28,8 @@ ADA, BOB, SLOTS = (40, 10, 4) if FULL else (6, 2, 2)
 
 def serve(folder: Path, *, slots: int) -> ServedFleet:
     args = ("--no-services", "--nworkers", str(slots), "--nthreads", "1")
-    env = {"FLEET_MAX_CLUSTERS_PER_USER": "60", "FLEET_SPARE_SCHEDULERS": "1"}  # spares as there are by default
+    # Spare processes as there are by default; without spare clusters, so that each cluster is one that was asked for.
+    env = {"FLEET_MAX_CLUSTERS_PER_USER": "60", "FLEET_SPARE_SCHEDULERS": "1", "FLEET_SPARE_CLUSTERS": "0"}
     return ServedFleet([], folder / "data", args=args, env=env)
 
 
