@@ -36,7 +36,7 @@ def hosts() -> Iterator[tuple[Side, Side]]:
 @pytest.fixture(scope="module")
 def fleet(hosts: tuple[Side, Side], tmp_path_factory: pytest.TempPathFactory) -> Iterator[CoreFleet]:
     here, _ = hosts
-    args = ("--tls", "auto", "--host", here.address, "--nworkers", "2", "--nthreads", "1")
+    args = ("--tls", "auto", "--host", here.address, "--nworkers", "2", "--nthreads", "1", "--spare-clusters", "0")
     with here.entered(), CoreFleet(tmp_path_factory.mktemp("partition"), args=args) as made:
         yield made
 

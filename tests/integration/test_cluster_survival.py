@@ -27,7 +27,8 @@ FAR = ("--name", "far", "--nworkers", "2", "--nthreads", "1")
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedFleet]:
     args = ("--no-services", "--nworkers", "2", "--nthreads", "1")
-    with ServedFleet([], tmp_path_factory.mktemp("survival") / "data", args=args) as served:
+    env = {"FLEET_SPARE_CLUSTERS": "0"}  # slots are counted
+    with ServedFleet([], tmp_path_factory.mktemp("survival") / "data", args=args, env=env) as served:
         yield served
 
 

@@ -25,7 +25,8 @@ PATIENCE_S = 120.0
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedFleet]:
     args = ("--no-services", "--nworkers", "6", "--nthreads", "1")
-    with ServedFleet([], tmp_path_factory.mktemp("clusters") / "data", args=args) as served:
+    env = {"FLEET_SPARE_CLUSTERS": "0"}  # slots are counted
+    with ServedFleet([], tmp_path_factory.mktemp("clusters") / "data", args=args, env=env) as served:
         yield served
 
 

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.promise
 ROUND = 200 if FULL else 20
 PATIENCE_S = 120.0
 SLOTS = 6
+NO_SPARES = {"FLEET_SPARE_CLUSTERS": "0"}  # slots are counted
 
 
 def triple(n: int) -> int:
@@ -127,7 +128,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def fleet(folder: Path) -> Iterator[ServedFleet]:
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     args = ("--no-services", "--nworkers", str(SLOTS), "--nthreads", "1")
-    with ServedFleet([], folder / "data", args=args, env={"PYTHONPATH": path}) as served:
+    with ServedFleet([], folder / "data", args=args, env={"PYTHONPATH": path, **NO_SPARES}) as served:
         yield served
 
 
