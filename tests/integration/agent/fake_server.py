@@ -276,7 +276,8 @@ def agent_process(data_dir: Path, **options: Any) -> Iterator[AgentProcess]:
         yield agent
     finally:
         for process in agent.members():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         agent.popen.wait(PATIENCE_S)
 
 

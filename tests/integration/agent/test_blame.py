@@ -47,7 +47,7 @@ def lost(outcome: Outcome, cause: Cause, blame: Blame) -> str:
 
 
 def pid_in(path: Path) -> int:
-    return int(path.read_text()) if path.exists() else 0
+    return int(path.read_text() or 0) if path.exists() else 0  # empty: made, and not written yet
 
 
 async def started(server: FakeServer, endpoint: str, gate: Path, **more: object):  # type: ignore[no-untyped-def]
