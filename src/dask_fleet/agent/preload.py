@@ -3,8 +3,8 @@
 Importing them is safe before a fork; *using* some of them (thread pools of polars, numba, scikit-learn) is not, so nothing
 here calls anything but what is known to start no thread.
 
-With `PRELOAD_LATER` in the environment only what a Dask cluster needs is imported at first: where somebody waits for the
-first one.
+What draws dashboards comes when nobody waits for a process. With `PRELOAD_LATER` in the environment so does all that a Dask
+cluster does not need: where somebody waits for the first one.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ _REST = (
     "dask_fleet.services.parameters",
     "dask_fleet.agent.job_cluster",
 )
+_LATE = ("distributed.dashboard.scheduler",)
+"""A third of a second where bokeh is installed, for what is seldom looked at."""
 _CALM_S = 2.0
 """Without a fork for so long, nobody waits for a process."""
 _BREATH_S = 0.05
@@ -91,14 +93,14 @@ def _read_authorities() -> None:
 
 
 class _Later:
-    """Imports the rest, one module after the other, whenever nothing was forked for a while.
+    """Imports modules, one after the other, whenever nothing was forked for a while.
 
     By a signal, because its handler runs on the forkserver's one thread: no fork can meet a module half imported. A process
     that is forked before imports by itself what it needs.
     """
 
-    def __init__(self) -> None:
-        self._left = deque(_REST)
+    def __init__(self, names: Iterable[str]) -> None:
+        self._left = deque(names)
         signal.signal(signal.SIGALRM, self._next)
         os.register_at_fork(after_in_parent=self._wait, after_in_child=self._forget)
         self._wait()
@@ -120,12 +122,8 @@ class _Later:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
-if os.environ.pop(PRELOAD_LATER, None):
-    _import(_DASK)
-    _read_authorities()
-    _keep()
-    _Later()
-else:
-    _import(_DASK + _REST)
-    _read_authorities()
-    _keep()
+_at_first, _later = (_DASK, _REST + _LATE) if os.environ.pop(PRELOAD_LATER, None) else (_DASK + _REST, _LATE)
+_import(_at_first)
+_read_authorities()
+_keep()
+_Later(_later)

@@ -35,6 +35,12 @@ from dask_fleet.model.errors import FleetError, NotFound
 class FleetAdaptive(Adaptive):  # type: ignore[misc]
     """Dask's adaptive scaling; the server has workers retired, with their data moved, before it takes them back."""
 
+    async def recommendations(self, target: int) -> dict[str, Any]:
+        """Return what to change; nothing while the cluster does not see its workers: it would take them for missing."""
+        if not self.cluster.followed:
+            return {"status": "same"}
+        return dict(await super().recommendations(target))
+
     async def scale_down(self, workers: Iterable[Any]) -> None:
         """Give these workers back: the scheduler has found that they have nothing to do."""
         if workers:

@@ -7,6 +7,7 @@ from typing import Any
 
 import dask
 from distributed import Scheduler
+from distributed.http.utils import get_handlers
 
 from dask_fleet.agent.clusters import dask_config
 from dask_fleet.agent.clusters.frames import Open, SchedulerState
@@ -28,6 +29,7 @@ class FleetScheduler(Scheduler):  # type: ignore[misc]
         """Listen for the dashboard if it is on. Dask listens on port 8787 even with ``dashboard=False``."""
         if self._serve_http:
             super().start_http_server(*args, **kwargs)
+            self.http_application.add_application(LateDashboard(self))
 
     @property
     def dashboard_url(self) -> str:
@@ -62,6 +64,28 @@ class FleetScheduler(Scheduler):  # type: ignore[misc]
         return SchedulerState(cluster, len(self.workers), self.total_nthreads, tasks, unrunnable, clients, idle_us, lag_s)
 
 
+class LateDashboard:
+    """Stands among the applications of a scheduler's HTTP server until the first request that nothing else answers: then
+    only is the dashboard put together, which takes bokeh as long as a cluster takes to come up. Most are never looked at.
+    """
+
+    def __init__(self, scheduler: FleetScheduler) -> None:
+        self._scheduler = scheduler
+
+    def find_handler(self, request: Any, **kwargs: Any) -> Any:
+        """Return what the dashboard answers with; as of ``tornado.web.Application``."""
+        server = self._scheduler
+        server.http_application.applications.remove(self)
+        try:
+            from distributed.dashboard.scheduler import connect
+        except ImportError:
+            pages = get_handlers(server=server, modules=["distributed.http.scheduler.missing_bokeh"], prefix="")
+            server.http_application.add_handlers(".*$", pages)
+        else:
+            connect(server.http_application, server.http_server, server)
+        return server.http_application.find_handler(request, **kwargs)
+
+
 def make(request: Open) -> FleetScheduler:
     """Make the scheduler that `request` describes; to be awaited. Sets Dask's configuration of this process.
 
@@ -76,7 +100,7 @@ def make(request: Open) -> FleetScheduler:
     dask.config.set({"distributed.scheduler.http.routes": dask_config.without_proxy() if request.dashboard else []})
     return FleetScheduler(
         serve_http=request.dashboard,
-        dashboard=request.dashboard,
+        dashboard=False,  # of Dask's own making: ours comes when it is asked for
         dashboard_address="127.0.0.1:0",
         protocol="tls",
         host=request.host,

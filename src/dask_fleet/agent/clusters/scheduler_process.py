@@ -6,13 +6,10 @@ One scheduler a process, because a scheduler with a large graph does not return 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import importlib
 import logging
 import os
 import socket
 import sys
-import threading
 import time
 from typing import Any
 
@@ -42,8 +39,6 @@ _MOVE_S = 600.0
 """For workers with much data; whoever asked does not wait that long, but its copies are of use all the same."""
 _KEEP_ALIVE_S = 10.0
 """A state that has not changed is repeated that often."""
-_SPARE_FOR_S = 0.3
-"""A process that is not opened at once after it was made has time to load what draws dashboards."""
 
 
 def main(channel: socket.socket, folder: str = "") -> None:
@@ -76,8 +71,6 @@ class _Process:
         """Wait to be opened, then serve until the end."""
         versions = _warm_up()
         await self._send(Spare(versions))
-        loader = threading.Thread(target=_load_dashboard, name="load-dashboard", daemon=True)
-        loading = asyncio.get_running_loop().call_later(_SPARE_FOR_S, loader.start)
         opened: Open | None = None
         while opened is None:
             for frame in await self._receive():
@@ -86,7 +79,6 @@ class _Process:
                 elif isinstance(frame, Close):
                     await self._send(Closed("", frame.reason))
                     return
-        loading.cancel()  # one that has begun goes on, and whoever needs a dashboard waits for it
         self._cluster = opened.cluster
         try:
             await self._open(opened)
@@ -195,9 +187,3 @@ def _warm_up() -> dict[str, str]:
     dask_config.set_scheduler_defaults()
     packages = get_versions()["packages"]  # it runs ``uname`` once, and reads the metadata of each package
     return {name: version for name, version in packages.items() if version is not None}
-
-
-def _load_dashboard() -> None:
-    """Load bokeh, in a spare, where it takes a third of a second from nobody."""
-    with contextlib.suppress(Exception):  # without bokeh the dashboard is a page that says so
-        importlib.import_module("distributed.dashboard.scheduler")
