@@ -96,6 +96,7 @@ class Agent:
             host=lambda: options.cluster_host or self._link.local_host or "127.0.0.1",
             data_dir=options.data_dir,
             memory_limit_bytes=self._memory_limit,
+            nthreads=options.nthreads,
             slots=options.slots,
             spares=options.spares,
             limits=SchedulerLimits(
@@ -197,6 +198,7 @@ class Agent:
             nthreads=self._options.nthreads,
             pool=self._options.pool,
             memory_limit=self._memory_limit,
+            resources=dict(self._options.resources),
             clusters=self._clusters.clusters,
             leases=self._clusters.leases,
         )

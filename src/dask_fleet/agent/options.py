@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dask_fleet.config.fingerprint import parse_fingerprint
 from dask_fleet.config.memory import AUTO, parse_memory_limit
+from dask_fleet.config.resources import parse_resources
 from dask_fleet.config.settings import MAX_CERTIFICATE_LIFETIME_S
 from dask_fleet.model.logs import LOG_FOLDER
 
@@ -49,6 +50,8 @@ class AgentOptions:
     """Threads of each, that is attempts it runs at once."""
     memory_limit: str = AUTO
     """Memory each worker process may have: bytes as text, ``none``, or ``auto`` for an equal share of what there is."""
+    resources: Mapping[str, float] = field(default_factory=dict)
+    """Named resources of its host."""
     spares: int = 1
     """Scheduler processes kept ready for clusters, and twice as many worker processes."""
     scheduler_memory_limit: str = AUTO
@@ -117,6 +120,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> AgentOptions:
     parser.add_argument("--nworkers", type=int, default=1)
     parser.add_argument("--nthreads", type=int, default=1)
     parser.add_argument("--memory-limit", default=AUTO, metavar="SIZE", help="of each worker process: 4GiB, auto, none")
+    parser.add_argument("--resources", default="", metavar="NAME=AMOUNT,...", help="named resources of this host")
     parser.add_argument("--spares", type=int, default=1, metavar="N", help="scheduler processes kept ready for clusters")
     parser.add_argument("--scheduler-memory-limit", default=AUTO, metavar="SIZE", help="of each scheduler process")
     parser.add_argument("--certificate-lifetime", type=float, default=MAX_CERTIFICATE_LIFETIME_S, metavar="SECONDS")
@@ -138,6 +142,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> AgentOptions:
             nworkers=given.nworkers,
             nthreads=given.nthreads,
             memory_limit=_memory_limit(given.memory_limit),
+            resources=_resources(given.resources),
             spares=given.spares,
             scheduler_memory_limit=_memory_limit(given.scheduler_memory_limit, "--scheduler-memory-limit"),
             certificate_lifetime_s=given.certificate_lifetime,
@@ -147,6 +152,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> AgentOptions:
         )
     except ValueError as exc:
         parser.error(str(exc))
+
+
+def _resources(given: str) -> dict[str, float]:
+    try:
+        return parse_resources(given)
+    except ValueError as exc:
+        raise ValueError(f"--resources must be {exc}, not {given!r}") from None
 
 
 def _memory_limit(given: str, flag: str = "--memory-limit") -> str:

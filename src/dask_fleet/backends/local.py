@@ -10,9 +10,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from dask_fleet.backends.sessions import members
+from dask_fleet.config.resources import resources_text
 from dask_fleet.config.settings import MAX_CERTIFICATE_LIFETIME_S
 from dask_fleet.plugins.backend import Backend, Health
 
@@ -39,6 +41,8 @@ class LocalBackend(Backend):
         Of each worker process: bytes as text, ``auto`` or ``none``.
     spares
         Scheduler processes it keeps ready.
+    resources
+        Named resources of this host.
     cluster_host
         Where schedulers and Dask workers listen; empty for the address that faces the server, which is loopback.
     orphan_timeout_s
@@ -59,6 +63,7 @@ class LocalBackend(Backend):
         nthreads: int = 1,
         memory_limit: str = "auto",
         spares: int = 1,
+        resources: Mapping[str, float] | None = None,
         scheduler_memory_limit: str = "auto",
         certificate_lifetime_s: float = MAX_CERTIFICATE_LIFETIME_S,
         cluster_host: str = "",
@@ -72,6 +77,7 @@ class LocalBackend(Backend):
         self._nthreads = nthreads
         self._memory_limit = memory_limit
         self._spares = spares
+        self._resources = dict(resources or {})
         self._scheduler_memory_limit = scheduler_memory_limit
         self._certificate_lifetime_s = certificate_lifetime_s
         self._cluster_host = cluster_host
@@ -105,6 +111,7 @@ class LocalBackend(Backend):
             f"{self._orphan_timeout_s:g}",
             "--spares",
             str(self._spares),
+            *(["--resources", resources_text(self._resources)] if self._resources else []),
             "--scheduler-memory-limit",
             self._scheduler_memory_limit,
             "--certificate-lifetime",

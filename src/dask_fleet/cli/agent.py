@@ -46,6 +46,10 @@ def agent(
             metavar="SIZE", help="Memory of each process: 4GiB, none or auto.", show_default="what there is, shared"
         ),
     ] = None,
+    resources: Annotated[
+        str | None,
+        typer.Option(metavar="NAME=AMOUNT,...", help="Named resources of this host, such as GPU=2.", show_default="none"),
+    ] = None,
     orphan_timeout: Annotated[
         str | None, typer.Option(metavar="DURATION", help="How long to go on without the server.", show_default="60s")
     ] = None,
@@ -80,6 +84,7 @@ def agent(
             "nworkers": nworkers,
             "nthreads": nthreads,
             "memory_limit": memory_limit,
+            "resources": resources,
             "orphan_timeout": orphan_timeout,
             "log_level": log_level,
             "log_format": log_format,
@@ -108,6 +113,7 @@ def agent(
             nworkers=settings.nworkers,
             nthreads=settings.nthreads,
             spares=settings.spare_schedulers,
+            resources=settings.resources,
             scheduler_memory_limit=settings.scheduler_memory_limit,
             certificate_lifetime_s=settings.certificate_lifetime_s,
             cluster_host=settings.cluster_host or "",

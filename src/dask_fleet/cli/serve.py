@@ -42,6 +42,10 @@ def serve(
             metavar="SIZE", help="Memory of each worker process: 4GiB, none or auto.", show_default="what there is, shared"
         ),
     ] = None,
+    resources: Annotated[
+        str | None,
+        typer.Option(metavar="NAME=AMOUNT,...", help="Named resources of this host, such as GPU=2.", show_default="none"),
+    ] = None,
     agent: Annotated[
         bool | None, typer.Option("--agent/--no-agent", help="Whether to start a local agent.", show_default="--agent")
     ] = None,
@@ -104,6 +108,7 @@ def serve(
             "nworkers": nworkers,
             "nthreads": nthreads,
             "memory_limit": memory_limit,
+            "resources": resources,
             "agent": agent,
             "orphan_timeout": orphan_timeout,
             "max_queued": max_queued,

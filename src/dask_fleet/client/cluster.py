@@ -57,7 +57,7 @@ class FleetCluster(Cluster):  # type: ignore[misc]
     n_workers
         Dask workers. It starts with what is free and grows. By default 1, on an embedded fleet as many as there are CPUs.
     threads_per_worker, memory_limit, resources
-        Of each worker. The memory limit is the pool's if not given.
+        Of each worker. Without a memory limit it may use the part of its host's memory that goes with its threads.
     name
         To find it by; unique among the living clusters of the tenant. Made up if not given.
     pool

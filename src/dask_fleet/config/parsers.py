@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from dask_fleet.config.durations import parse_duration
 from dask_fleet.config.fingerprint import parse_fingerprint
 from dask_fleet.config.memory import parse_memory_limit
+from dask_fleet.config.resources import parse_resources
 from dask_fleet.config.secret import Secret
 from dask_fleet.config.settings import LOG_FORMATS, LOG_LEVELS, MAX_CERTIFICATE_LIFETIME_S, TLS_MODES, Settings
 from dask_fleet.model.durations import parse_bytes
@@ -157,6 +158,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "nthreads": _whole(1),
     "memory_limit": parse_memory_limit,
     "spare_schedulers": _whole(0),
+    "resources": parse_resources,
     "scheduler_memory_limit": parse_memory_limit,
     "certificate_lifetime_s": _lifetime,
     "cluster_host": _text,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +41,9 @@ class Settings:
     memory_limit: str = "auto"
     """Memory of each worker process: a size such as ``4GiB``, ``none``, or ``auto``, an equal share of what there is.
     Auto, so that a job that takes too much is killed (at 95 %) and told so, before the kernel kills anything else."""
+    resources: Mapping[str, float] = field(default_factory=dict)
+    """Named resources of each agent's host, such as ``GPU=2``: Dask workers that ask for one go where it is free. None, as
+    nobody else can know them; a name that no agent of a pool declares is only a label, as Dask has it."""
     spare_schedulers: int = 1
     """Scheduler processes that each agent keeps ready for clusters, and twice as many fresh worker processes. One: a cluster
     is there in a few milliseconds, and what waits costs some megabytes and no CPU."""

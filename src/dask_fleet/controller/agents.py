@@ -61,6 +61,10 @@ class AgentHandle:
         """Worker processes: as many suspects can run at once."""
         self.nthreads = 1
         """Slots of each."""
+        self.memory_bytes = 0
+        """Of all its worker processes together; 0 if they have no limit."""
+        self.resources: dict[str, float] = {}
+        """Named resources it declares."""
         self.versions: dict[str, str] = {}
         self.problems: dict[str, str] = {}
         self._held: dict[AttemptKey, HeldAttempt] = {}

@@ -96,6 +96,7 @@ class Sessions:
         handle.pid = hello.pid
         handle.nworkers, handle.nthreads = max(hello.nworkers, 1), max(hello.nthreads, 1)
         handle.host, handle.pool = hello.host, hello.pool
+        handle.memory_bytes, handle.resources = hello.memory_limit * handle.nworkers, dict(hello.resources)
         handle.versions = {}  # it will say so when its workers are ready
         handle.connect(send, now_us=self._clock.now_us())
         self.leases.expect(hello.agent, name=hello.name, pool=hello.pool)

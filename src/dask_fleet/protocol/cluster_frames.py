@@ -73,6 +73,8 @@ class GrantSlots(Frame, frozen=True):
     memory_limit_bytes: int | None = None
     env: dict[str, str] = {}
     """Variables of a fresh process; a shared one, which others use as well, has none of them."""
+    slots: int = 0
+    """What it takes of the agent: as many as threads, or more for its memory. 0: as many as threads."""
 
 
 class TakeSlots(Frame, frozen=True):

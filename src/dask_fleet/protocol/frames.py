@@ -60,6 +60,8 @@ class Hello(Frame, frozen=True):
     nthreads: int = 1
     memory_limit: int = 0
     """Of each worker process, in bytes; 0 if there is none."""
+    resources: dict[str, float] = {}
+    """Named resources that it declares: the Dask workers on it get no more of them together."""
     pool: str = "default"
     clusters: list[ClusterRef] = []
     """Scheduler processes it runs."""

@@ -114,6 +114,7 @@ async def _serve(settings: Settings, targets: list[str], parent: int | None) -> 
                 nthreads=settings.nthreads,
                 memory_limit=settings.memory_limit,
                 spares=settings.spare_schedulers,
+                resources=settings.resources,
                 scheduler_memory_limit=settings.scheduler_memory_limit,
                 certificate_lifetime_s=settings.certificate_lifetime_s,
                 cluster_host=settings.cluster_host or cluster_host(settings.host),

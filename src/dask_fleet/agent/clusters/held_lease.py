@@ -79,6 +79,7 @@ class HeldLease:
         lender: Lender,
         host: str,
         memory_limit_bytes: int,
+        nthreads: int,
         local: Callable[[], Coroutine[Any, Any, tuple[str, Credentials]]] | None,
         send: Callable[[Any], None],
     ) -> None:
@@ -91,6 +92,8 @@ class HeldLease:
         self._lender = lender
         self._host = host
         self._memory_limit_bytes = memory_limit_bytes
+        self._nthreads = nthreads
+        self._slots = grant.slots or grant.threads
         self._local = local
         self._send = send
         self._process: WorkerProcess | None = None
@@ -116,7 +119,7 @@ class HeldLease:
         lent = False
         why = "its agent ended"
         try:
-            await self._unless_leaving(self._lender.lend(grant.threads), PLACE_S, "this agent has not so many free threads")
+            await self._unless_leaving(self._lender.lend(self._slots), PLACE_S, "this agent has not so many free threads")
             lent = True
             self._process = await self._take_process()
             await self._join(self._process)
@@ -134,7 +137,7 @@ class HeldLease:
                 await self._part(self._process)
             await self._lender.wipe_scratch(grant.lease)
             if lent:
-                self._lender.give_back(grant.threads)
+                self._lender.give_back(self._slots)
         # Its process's end says more than what its worker saw of it, and so does its scheduler's.
         return self._died or (self._leaving.result() if self._leaving.done() else why)
 
@@ -146,13 +149,20 @@ class HeldLease:
         if process is None:  # a lease that may share gets one of its own where none can take it
             process = await self._lender.fresh_process()
             process.nthreads = grant.threads
-            process.limit_bytes = grant.memory_limit_bytes
+            process.limit_bytes = self._fresh_limit_bytes()
             if (kill_at := Thresholds.of(grant.config).terminate) is not None:
                 process.kill_at = kill_at
         process.tenant = grant.tenant
         process.leases.add(grant.lease)
         process.lent += grant.threads
         return process
+
+    def _fresh_limit_bytes(self) -> int | None:
+        """Return what a process of its own may use: what was asked for, or the part that goes with its threads."""
+        grant = self.grant
+        if grant.memory_limit_bytes is not None or not self._memory_limit_bytes:
+            return grant.memory_limit_bytes
+        return self._memory_limit_bytes * grant.threads // self._nthreads
 
     async def _join(self, process: WorkerProcess) -> None:
         grant = self.grant

@@ -65,8 +65,8 @@ class ClusterHost:
         Takes frames for the server; may drop them while disconnected: `welcomed` says again what counts.
     host
         Returns the address under which other hosts of the fleet reach this one.
-    memory_limit_bytes
-        Of each worker process; 0 for none.
+    memory_limit_bytes, nthreads
+        Of each of the agent's own worker processes; 0 for no limit. A fresh process gets as much for each of its threads.
     limits
         Of the schedulers that it runs.
     spares
@@ -82,6 +82,7 @@ class ClusterHost:
         host: Callable[[], str],
         data_dir: Path,
         memory_limit_bytes: int,
+        nthreads: int,
         slots: int,
         spares: int,
         limits: SchedulerLimits,
@@ -90,6 +91,7 @@ class ClusterHost:
         self._send = send
         self._host = host
         self._memory_limit_bytes = memory_limit_bytes
+        self._nthreads = nthreads
         self._limits = limits
         self._scratch = Scratch(data_dir)
         self._targets: Sequence[str] = ()
@@ -259,6 +261,7 @@ class ClusterHost:
             lender=self,
             host=self._host(),
             memory_limit_bytes=self._memory_limit_bytes,
+            nthreads=self._nthreads,
             local=None if cluster is None else lambda: _own(cluster),
             send=self._send,
         )

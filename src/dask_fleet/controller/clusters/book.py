@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from dask_fleet.controller.agents import Agents
+from dask_fleet.controller.agents import AgentHandle, Agents
 from dask_fleet.controller.clusters.placing import Owner
 from dask_fleet.model.cluster_states import ClusterState, SlotLeaseState
 from dask_fleet.model.clusters import ClusterKind, ClusterRecord, SlotLease
@@ -228,6 +228,15 @@ class Book:
     def taken(self, agent: str) -> int:
         """Return how many slots of an agent are lent to clusters."""
         return self._taken.get(agent, 0)
+
+    def resources_left(self, handle: AgentHandle) -> dict[str, float]:
+        """Return how much of each resource that an agent declares no worker has."""
+        left = dict(handle.resources)
+        for entry in self.entries.values():
+            for name, amount in entry.record.spec.resources.items():
+                if name in left:
+                    left[name] -= amount * sum(held.lease.agent == handle.agent_id for held in entry.held.values())
+        return left
 
     def mirror(self, agent: str) -> None:
         """Let the agent's handle know how many of its slots are taken."""

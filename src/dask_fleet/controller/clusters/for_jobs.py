@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dask_fleet.controller.agents import AgentHandle, Agents
 from dask_fleet.controller.clusters import placing
 from dask_fleet.controller.clusters.book import AttemptKey, Book, Entry
+from dask_fleet.controller.clusters.capacity import Size, amounts_text, declared_names
 from dask_fleet.controller.clusters.slots import SlotGiver
 from dask_fleet.controller.dispatcher import Dispatcher
 from dask_fleet.model.cluster_states import ClusterState
@@ -122,18 +123,19 @@ class JobClusters:
         if not all(math.isfinite(amount) and amount >= 0 for amount in frame.resources.values()):
             raise InvalidParameters("resources of workers are numbers that are not negative")
         hosts = self._slots.hosts(handle.pool)
+        size, names = Size(threads, 0, tuple(sorted(frame.resources.items()))), declared_names(hosts, handle.pool)
+        room = sum(host.most(size, names) for host in hosts)
         if frame.n_workers is None:
             free = sum(max(host.free, 0) for host in hosts) + self._clusters.spares.slots_in(handle.pool)
-            n_workers = placing.width_to_workers(frame.width, threads, free=free)
+            n_workers = max(1, min(placing.width_to_workers(frame.width, threads, free=free), room))
             if self._clusters.max_workers is not None:
                 n_workers = max(1, min(n_workers, self._clusters.max_workers))
         else:
             n_workers = frame.n_workers
-            room = sum(host.slots // threads for host in hosts)
             if n_workers > room:
                 raise ClusterImpossible(
-                    f"the job needs {n_workers} workers of {threads} threads; pool {handle.pool!r} has room for {room} at"
-                    " most, however free: ask for fewer workers, or add agents"
+                    f"the job needs {n_workers} workers of {threads} threads{_with(size)}; pool {handle.pool!r} has room for"
+                    f" {room} at most, however free: ask for fewer workers, or add agents"
                 )
         spec = ClusterSpec(
             n_workers=n_workers, threads_per_worker=threads, resources=frame.resources, pool=handle.pool,
@@ -149,6 +151,10 @@ class JobClusters:
         if job is None or job.attempt != attempt or job.state is not RunState.RUNNING:
             return None
         return job
+
+
+def _with(size: Size) -> str:
+    return f" with {amounts_text(size.resources)} each" if size.resources else ""
 
 
 def _none(seq: int, attempt: int, why: str, cluster: str = "") -> JobCluster:

@@ -14,6 +14,7 @@ from dask_fleet.controller.agents import AgentHandle, Agents
 from dask_fleet.controller.alarms import Alarms
 from dask_fleet.controller.clusters import placing
 from dask_fleet.controller.clusters.book import Book, Entry, Held, wake
+from dask_fleet.controller.clusters.capacity import size_of
 from dask_fleet.controller.clusters.for_jobs import JobClusters
 from dask_fleet.controller.clusters.hearing import Hearing
 from dask_fleet.controller.clusters.keeper import START_S, Keeper
@@ -285,7 +286,7 @@ class Clusters:
             return f"there is no pool {spec.pool!r}; the pools are: {known}"
         hosts = self._slots.hosts(absent=True)
         share = 0.0 if kind is ClusterKind.JOB else self._slots.job_share
-        return placing.impossible(spec.pool, spec.threads_per_worker, hosts, job_share=share)
+        return placing.impossible(spec.pool, size_of(spec), hosts, job_share=share)
 
     async def wait(self, cluster_id: str, timeout_s: float, *, workers: bool = False) -> ClusterRecord:
         """Return the cluster once it runs or has ended, or as it is after `timeout_s`.

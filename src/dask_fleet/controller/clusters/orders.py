@@ -38,7 +38,8 @@ def grant_frame(record: ClusterRecord, lease: SlotLease) -> GrantSlots | None:
         epoch=lease.epoch,
         tenant=record.tenant,
         worker=lease.worker,
-        threads=lease.threads,
+        threads=spec.threads_per_worker,
+        slots=lease.threads,
         fresh=lease.fresh,
         # An agent that opens the scheduler itself knows its address, whether or not we know it already.
         address="" if lease.agent == record.agent else record.address,

@@ -11,22 +11,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from dask_fleet.controller.clusters.capacity import Host, Size, amounts_text, declared_names
+
 SMALL_POOL_SLOTS = 4
 Owner = tuple[str, str]
 """Tenant and user."""
-
-
-class Host:
-    """An agent, as far as placing is concerned; `free` shrinks as slots are given out."""
-
-    __slots__ = ("agent", "free", "nthreads", "pool", "slots")
-
-    def __init__(self, agent: str, *, pool: str, slots: int, nthreads: int, free: int) -> None:
-        self.agent = agent
-        self.pool = pool
-        self.slots = slots
-        self.nthreads = nthreads
-        self.free = free
 
 
 class Need(NamedTuple):
@@ -36,7 +25,7 @@ class Need(NamedTuple):
     owner: Owner
     pool: str
     threads: int
-    """Slots of each worker."""
+    """Of each worker."""
     missing: int
     """Workers."""
     since: float
@@ -47,6 +36,14 @@ class Need(NamedTuple):
     """It had workers and lost them: before those that have none yet."""
     is_users: bool = False
     """It is a user's own: it takes none of the slots that are kept for jobs."""
+    memory_bytes: int = 0
+    resources: tuple[tuple[str, float], ...] = ()
+    """These two of each worker, as of `Size`."""
+
+    @property
+    def size(self) -> Size:
+        """What each worker is to have."""
+        return Size(self.threads, self.memory_bytes, self.resources)
 
 
 class Grant(NamedTuple):
@@ -70,9 +67,9 @@ def has_room(need: Need, rooms: Rooms) -> bool:
     return not need.is_users or rooms.get(need.pool, need.threads) >= need.threads
 
 
-def _take_room(need: Need, rooms: Rooms) -> None:
+def _take_room(need: Need, rooms: Rooms, slots: int) -> None:
     if need.is_users and need.pool in rooms:
-        rooms[need.pool] -= need.threads
+        rooms[need.pool] -= slots
 
 
 class Turns:
@@ -97,9 +94,10 @@ class Turns:
             del self._served[owner]
 
 
-def best_host(hosts: Sequence[Host], need: Need, *, threads: int) -> Host | None:
-    """Return where a worker of so many threads fits now: beside its scheduler if it can, else where most is free."""
-    fitting = [host for host in hosts if host.pool == need.pool and host.free >= threads]
+def best_host(hosts: Sequence[Host], need: Need) -> Host | None:
+    """Return where a worker fits now: beside its scheduler if it can, else where most is free."""
+    names = declared_names(hosts, need.pool) if need.resources else frozenset()
+    fitting = [host for host in hosts if host.pool == need.pool and host.fits(need.size, names)]
     if not fitting:
         return None
     return max(fitting, key=lambda host: (host.agent == need.near, host.free, host.agent))
@@ -126,17 +124,17 @@ def first_workers(
         waiting.remove(need)
         if not has_room(need, rooms):
             continue  # it waits for other clusters, not for jobs
-        host = best_host(hosts, need, threads=need.threads)
+        host = best_host(hosts, need)
         if host is not None:
-            host.free -= need.threads
-            _take_room(need, rooms)
+            _take_room(need, rooms, host.take(need.size))
             turns.take(need.owner)
             grants.append(Grant(need.cluster_id, host.agent))
         elif promise is None:
-            able = [host for host in hosts if host.pool == need.pool and host.slots >= need.threads]
+            names = declared_names(hosts, need.pool)
+            able = [host for host in hosts if host.pool == need.pool and host.could_fit(need.size, names)]
             if able:
                 kept = max(able, key=lambda host: (host.free, host.agent == need.near, host.agent))
-                kept.free -= need.threads  # nobody behind it in the line may take them
+                kept.take(need.size)  # nobody behind it in the line may take them
                 promise = need, kept
     return grants, promise
 
@@ -148,12 +146,11 @@ def growth(needs: Sequence[Need], hosts: Sequence[Host], turns: Turns, rooms: Ro
     waiting = {need: need.missing for need in needs if need.missing > 0}
     while waiting:
         need = min(waiting, key=turns.rank)
-        host = best_host(hosts, need, threads=need.threads) if has_room(need, rooms) else None
+        host = best_host(hosts, need) if has_room(need, rooms) else None
         if host is None:
             del waiting[need]
             continue
-        host.free -= need.threads
-        _take_room(need, rooms)
+        _take_room(need, rooms, host.take(need.size))
         turns.take(need.owner)
         grants.append(Grant(need.cluster_id, host.agent))
         waiting[need] -= 1
@@ -168,23 +165,41 @@ def scheduler_host(hosts: Sequence[Host], pool: str) -> Host | None:
     return max(able, key=lambda host: (host.free, host.agent)) if able else None
 
 
-def impossible(pool: str, threads: int, hosts: Sequence[Host], *, job_share: float = 0.0) -> str | None:
+def impossible(pool: str, size: Size, hosts: Sequence[Host], *, job_share: float = 0.0) -> str | None:
     """Say why no agent of the pool, however free, could ever hold a worker; ``None`` if one could, or none is there."""
     able = [host for host in hosts if host.pool == pool]
-    largest = max((host.slots for host in able), default=0)
-    if able and threads > largest:
+    if not able:
+        return None
+    threads = size.threads
+    largest = max(host.slots for host in able)
+    if threads > largest:
         return (
             f"a worker of {threads} threads fits on no agent of pool {pool!r}: the largest has {largest}"
             f" slot{'s' * (largest != 1)}; ask for at most {largest} threads per worker"
         )
+    if all(host.slots_for(size) > host.slots for host in able):
+        most = max(host.memory_bytes for host in able)
+        return (
+            f"a worker with {_gib(size.memory_bytes)} of memory fits on no agent of pool {pool!r}: the largest has"
+            f" {_gib(most)} for all its worker processes; ask for a smaller memory_limit"
+        )
+    names = declared_names(able, pool)
+    if not any(host.could_fit(size, names) for host in able):
+        wanted = amounts_text((name, amount) for name, amount in size.resources if name in names)
+        there = "; ".join(sorted({amounts_text(sorted(host.declared.items())) or "none" for host in able}))
+        return f"a worker with the resources {wanted} fits on no agent of pool {pool!r}: they declare {there}"
     slots = sum(host.slots for host in able)
     kept = kept_for_jobs(slots, job_share)
-    if able and threads > slots - kept:
+    if min(host.slots_for(size) for host in able) > slots - kept:
         return (
             f"a worker of {threads} threads does not fit in pool {pool!r}: of its {slots} slots, {kept} are kept for jobs;"
             f" ask for at most {slots - kept} threads per worker, or lower the server's setting job_share"
         )
     return None
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GiB"
 
 
 def width_to_workers(width: int, threads: int, *, free: int) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from dask_fleet.controller.agents import Agents
+from dask_fleet.controller.agents import AgentHandle, Agents
 from dask_fleet.controller.clusters import placing
 from dask_fleet.controller.clusters.book import Book, Entry, Held
-from dask_fleet.controller.clusters.placing import Grant, Host, Need, Rooms
+from dask_fleet.controller.clusters.capacity import Host, size_of
+from dask_fleet.controller.clusters.placing import Grant, Need, Rooms
 from dask_fleet.controller.fair_queue import Lane
 from dask_fleet.model.cluster_states import ClusterState
 from dask_fleet.model.clusters import ClusterKind, SlotLease
@@ -67,10 +68,17 @@ class SlotGiver:
     def hosts(self, pool: str | None = None, *, absent: bool = False) -> list[Host]:
         """Return the connected agents, of one pool or of all; with those that are expected back, if asked."""
         return [
-            Host(handle.agent_id, pool=handle.pool, slots=handle.slots, nthreads=handle.nthreads, free=handle.free)
+            self._host(handle)
             for handle in self._agents
             if (handle.connected or absent) and pool in {None, handle.pool}
         ]
+
+    def _host(self, handle: AgentHandle) -> Host:
+        return Host(
+            handle.agent_id, pool=handle.pool, slots=handle.slots, nthreads=handle.nthreads, free=handle.free,
+            memory_bytes=handle.memory_bytes, declared=handle.resources,
+            resources=self._book.resources_left(handle) if handle.resources else None,
+        )  # fmt: skip
 
     def rooms(self) -> Rooms:
         """Return how many slots of each pool users' clusters, and those kept ready for them, may still take."""
@@ -106,7 +114,7 @@ class SlotGiver:
             need, host = promise
             handle = self._agents.get(host.agent)
             assert handle is not None, "hosts are made of handles"
-            handle.promised = need.threads
+            handle.promised = host.slots_for(need.size)
 
     def after_jobs(self) -> None:
         """Give what jobs have left: first workers, then growth; open schedulers that need no slots."""
@@ -121,7 +129,7 @@ class SlotGiver:
         first = [need for need in needs if self._is_first(need) and placing.has_room(need, rooms)]
         hosts = [
             host for host in self.hosts()
-            if not any(need.pool == host.pool and need.threads <= host.slots for need in first)
+            if not any(need.pool == host.pool and host.slots_for(need.size) <= host.slots for need in first)
         ]
         self._carry_out(placing.growth([need for need in needs if not self._is_first(need)], hosts, self._turns, rooms))
         lacking = [need for need in map(self._need, self._book) if need is not None]
@@ -161,11 +169,14 @@ class SlotGiver:
         missing = record.spec.n_workers - live
         if missing <= 0 or entry.not_before > self._clock.monotonic():
             return None
+        size = size_of(record.spec)
         return Need(
             cluster_id=record.cluster_id,
             owner=entry.owner,
             pool=record.spec.pool,
-            threads=record.spec.threads_per_worker,
+            threads=size.threads,
+            memory_bytes=size.memory_bytes,
+            resources=size.resources,
             missing=missing,
             since=entry.since,
             near=record.agent or entry.open_on,
@@ -190,7 +201,8 @@ class SlotGiver:
                 epoch=entry.epoch_to_be,
                 agent=grant.agent,
                 worker=str(entry.next_worker),
-                threads=threads,
+                # More than its threads where its memory takes more of the host.
+                threads=self._host(handle).slots_for(size_of(record.spec)),
                 # A shared process has as many threads as its agent gave it; more take a process of their own.
                 fresh=(record.kind is not ClusterKind.JOB and not record.spec.shared) or threads > handle.nthreads,
             )

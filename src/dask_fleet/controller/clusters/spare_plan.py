@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from dask_fleet.controller.clusters.placing import Host, Need
+from dask_fleet.controller.clusters.capacity import Host, declared_names, size_of
+from dask_fleet.controller.clusters.placing import Need
 from dask_fleet.model.clusters import ClusterSpec
 
 ACTIVE_S = 1_200.0
@@ -93,7 +94,11 @@ def compare(wanted: Sequence[Asked], kept: Sequence[Kept]) -> tuple[list[Asked],
 
 def spec_for(asked: ClusterSpec, rooms: Sequence[Room]) -> ClusterSpec | None:
     """Return what a spare would be like: as asked for, no larger than the pool; ``None`` if not even one worker fits."""
-    able = sum(max(room.most, 0) // asked.threads_per_worker for room in rooms)
+    size = size_of(asked)
+    names = declared_names((room.host for room in rooms), asked.pool)
+    if any(name in names for name, _ in size.resources):
+        return None  # what is scarce is not for who has not asked
+    able = sum(max(room.most, 0) // room.host.slots_for(size) for room in rooms)
     n_workers = min(asked.n_workers, MOST_WORKERS, able)
     if n_workers == 0 and asked.n_workers > 0:
         return None
@@ -103,14 +108,15 @@ def spec_for(asked: ClusterSpec, rooms: Sequence[Room]) -> ClusterSpec | None:
 def place(spec: ClusterSpec, rooms: Sequence[Room]) -> list[str] | None:
     """Return the agent of each worker, or ``None`` if they do not all fit now: half a spare would be no faster."""
     free = {room.host.agent: room.free for room in rooms}
+    takes = {room.host.agent: room.host.slots_for(size_of(spec)) for room in rooms}
     agents: list[str] = []
     for _ in range(spec.n_workers):
         # Beside each other as far as they go: the first one's agent runs the scheduler.
-        able = [name for name, slots in free.items() if slots >= spec.threads_per_worker]
+        able = [name for name, slots in free.items() if slots >= takes[name]]
         if not able:
             return None
         agent = max(able, key=lambda name: (name in agents, free[name], name))
-        free[agent] -= spec.threads_per_worker
+        free[agent] -= takes[agent]
         agents.append(agent)
     return agents
 

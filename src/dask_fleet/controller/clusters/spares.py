@@ -17,6 +17,7 @@ from dask_fleet.controller.agents import Agents
 from dask_fleet.controller.alarms import Alarms
 from dask_fleet.controller.clusters import spare_plan
 from dask_fleet.controller.clusters.book import Book, Entry
+from dask_fleet.controller.clusters.capacity import size_of
 from dask_fleet.controller.clusters.orders import open_frame
 from dask_fleet.controller.clusters.placing import Need
 from dask_fleet.controller.clusters.slots import SlotGiver
@@ -321,7 +322,8 @@ class SpareClusters:
 
     def _may_have(self, spec: ClusterSpec) -> bool:
         """Whether its slots are wanted by nobody, and would leave jobs theirs when it is a user's."""
-        taken = spec.n_workers * spec.threads_per_worker
+        takes = [room.host.slots_for(size_of(spec)) for room in self._rooms(spec.pool)]
+        taken = spec.n_workers * max(takes, default=spec.threads_per_worker)
         return self._nobody_waits and self._slots.rooms().get(spec.pool, taken) >= taken
 
     def _rooms(self, pool: str) -> list[Room]:

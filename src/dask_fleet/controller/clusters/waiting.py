@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dask_fleet.controller.clusters.book import Book, Entry
-from dask_fleet.controller.clusters.placing import Host, kept_for_jobs
+from dask_fleet.controller.clusters.capacity import Host, amounts_text, declared_names, size_of
+from dask_fleet.controller.clusters.placing import kept_for_jobs
 from dask_fleet.model.cluster_states import ClusterState
 
 
@@ -34,9 +35,17 @@ def _slots(entry: Entry, missing: int, hosts: Sequence[Host], book: Book, job_sh
     if not hosts:
         return f"an agent of pool {spec.pool!r}: none is connected"
     slots = sum(host.slots for host in hosts)
-    what = f"slots for {_workers(missing)}" + (f" of {spec.threads_per_worker} each" if spec.threads_per_worker > 1 else "")
+    size, names = size_of(spec), declared_names(hosts, spec.pool)
+    scarce = amounts_text((name, amount) for name, amount in size.resources if name in names)
+    each = max(min(host.slots_for(size) for host in hosts), 1)
+    what = (
+        f"slots for {_workers(missing)}"
+        + (f" of {each} each" if each > 1 else "")
+        + (", for their memory" if each > size.threads else "")
+        + (f", each with {scarce}" if scarce else "")
+    )
     kept = kept_for_jobs(slots, job_share)
-    fits = min(sum(host.slots // spec.threads_per_worker for host in hosts), (slots - kept) // spec.threads_per_worker)
+    fits = min(sum(host.most(size, names) for host in hosts), (slots - kept) // each)
     for_jobs = f", {kept} of them kept for jobs" if kept else ""
     if spec.n_workers > fits:
         return (

@@ -61,10 +61,14 @@ class Worker:
 class Host:
     """An agent process: lives on while its connection is lost, and is gone for good once killed."""
 
-    def __init__(self, rig: Rig, agent_id: str, *, slots: int = 4, nworkers: int = 4, pool: str = "default") -> None:
+    def __init__(
+        self, rig: Rig, agent_id: str, *, slots: int = 4, nworkers: int = 4, pool: str = "default", **more: Any
+    ) -> None:
         self.rig = rig
         self.agent_id = agent_id
         self.slots, self.nworkers, self.pool = slots, nworkers, pool
+        self.more = more
+        """Further members of its `Hello`."""
         self.schedulers: set[tuple[str, int]] = set()
         self.workers: dict[str, Worker] = {}
         self.ended: set[tuple[str, int] | str] = set()
@@ -86,6 +90,7 @@ class Host:
             PROTOCOL_VERSION, self.agent_id, self.agent_id.rpartition("-")[0], 1, self.slots, self.ledger_id, [],
             nworkers=self.nworkers, nthreads=max(self.slots // self.nworkers, 1), pool=self.pool,
             clusters=[ClusterRef(*name) for name in sorted(self.schedulers)], leases=sorted(self.workers),
+            **self.more,
         )  # fmt: skip
         side.handle = self.rig.controller.sessions.attach(hello, side.put)
         self.ledger_id = self.rig.ledger.ledger_id

@@ -5,7 +5,8 @@ from __future__ import annotations
 from tests.unit.controller.clusters.hosts import Host, new, now, work
 from tests.unit.controller.rig import Rig, outcome, run
 
-from dask_fleet.controller.clusters.placing import Host as Place
+from dask_fleet.controller.clusters.capacity import Host as Place
+from dask_fleet.controller.clusters.capacity import Size
 from dask_fleet.controller.clusters.placing import Need, Turns, first_workers, growth, impossible, width_to_workers
 from dask_fleet.model.cluster_states import ClusterState
 from dask_fleet.model.states import RunState
@@ -49,9 +50,10 @@ def test_growth_goes_round_and_stays_near_the_scheduler() -> None:
 
 
 def test_what_can_never_be_had_is_told_with_what_there_is() -> None:
-    assert impossible("default", 8, [place(free=0)]) is None
-    assert impossible("default", 9, []) is None, "an agent may come"
-    assert "the largest has 8 slots; ask for at most 8 threads per worker" in str(impossible("default", 9, [place(free=8)]))
+    assert impossible("default", Size(8), [place(free=0)]) is None
+    assert impossible("default", Size(9), []) is None, "an agent may come"
+    why = impossible("default", Size(9), [place(free=8)])
+    assert "the largest has 8 slots; ask for at most 8 threads per worker" in str(why)
     assert [width_to_workers(width, 2, free=10) for width in (0, 1, 3, 4, 100)] == [5, 1, 2, 2, 5]
     assert width_to_workers(100, 2, free=0) == 1
 

@@ -7,7 +7,7 @@ from tests.unit.controller.clusters.hosts import Host, new, now, work
 from tests.unit.controller.rig import Rig, run
 
 from dask_fleet.controller.clusters import placing
-from dask_fleet.controller.clusters.placing import Host as Place
+from dask_fleet.controller.clusters.capacity import Host as Place
 from dask_fleet.controller.clusters.placing import Need, Turns
 from dask_fleet.model.clusters import ClusterKind
 from dask_fleet.model.errors import ClusterImpossible

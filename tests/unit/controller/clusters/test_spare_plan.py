@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from dask_fleet.controller.clusters.placing import Host, Need
+from dask_fleet.controller.clusters.capacity import Host
+from dask_fleet.controller.clusters.placing import Need
 from dask_fleet.controller.clusters.spare_plan import (
     ACTIVE_S,
     MOST_WORKERS,
