@@ -136,7 +136,7 @@ def judge(fleet: ServedFleet, *, is_fenced: bool) -> Verdict:
     return Verdict(late=CLUSTERS, taken=taken, ended=ended, logged=logged)
 
 
-OPTIONS = {"args": ("--no-agent",), "env": {"FLEET_MAX_CLUSTERS_PER_USER": str(CLUSTERS)}}
+OPTIONS = {"args": ("--no-agent",), "env": {"FLEET_MAX_CLUSTERS_PER_USER": str(CLUSTERS), "FLEET_JOB_SHARE": "0"}}
 
 
 def test_nothing_of_an_earlier_epoch_is_taken(serve: Serve, record_property: Record) -> None:
