@@ -27,6 +27,7 @@ _ON_ITS_WAY = frozenset({"pending", "starting"})
 @app.command("list")
 def list_clusters(
     every: Annotated[bool, typer.Option("--all", "-a", help="Ended ones too.")] = False,
+    spares: Annotated[bool, typer.Option("--spares", help="Those kept ready for who asks next, too.")] = False,
     as_json: options.Json = False,
     url: options.Url = None,
 ) -> None:
@@ -36,7 +37,7 @@ def list_clusters(
     from dask_fleet.client import Client
 
     with Client(url) as client:
-        found = client.list_clusters(ended=every)
+        found = client.list_clusters(ended=every, spares=spares)
     if as_json:
         print_json(found)
         return
@@ -72,6 +73,7 @@ def create(
     idle_timeout: Annotated[str, typer.Option(metavar="DURATION|never", help="Close it when idle for so long.")] = "20m",
     max_lifetime: Annotated[str, typer.Option(metavar="DURATION|never", help="Close it after this.")] = "never",
     preload: Annotated[list[str] | None, typer.Option(metavar="MODULE", help="Workers import it first.")] = None,
+    shared: Annotated[bool, typer.Option("--shared", help="Workers in processes that the tenant's jobs use, too.")] = False,
     env: Annotated[
         list[str] | None, typer.Option("--env", metavar="NAME=VALUE", help="Variable of each worker; may be repeated.")
     ] = None,
@@ -100,6 +102,7 @@ def create(
         "max_lifetime": None if max_lifetime == "never" else duration("--max-lifetime", max_lifetime),
         "preload": preload or (),
         "env": dict(_pairs("--env", env)) or None,
+        "shared": shared,
         "config": {key: _plain(value) for key, value in _pairs("--set", config)} or None,
     }
     with Client(url) as client:

@@ -49,10 +49,18 @@ class AsyncClusters:
             wait_s=sent.wait_s,
         )
 
-    async def list_clusters(self, *, ended: bool = False) -> list[dict[str, Any]]:
-        """Return the documents of the tenant's clusters, newest first; with `ended`, of those that are no more as well."""
-        query = {"all": "true"} if ended else None
-        return list((await self._transport.json("GET", "/v1/clusters", query=query))["clusters"])
+    async def list_clusters(self, *, ended: bool = False, spares: bool = False) -> list[dict[str, Any]]:
+        """Return the documents of the tenant's clusters, newest first.
+
+        Parameters
+        ----------
+        ended
+            Those that are no more as well.
+        spares
+            Those that are kept ready for who asks next as well.
+        """
+        query = {name: "true" for name, given in (("all", ended), ("spares", spares)) if given}
+        return list((await self._transport.json("GET", "/v1/clusters", query=query or None))["clusters"])
 
     async def cluster(self, name: str, *, wait: float = 0.0) -> dict[str, Any]:
         """Return the document of a cluster by name or id; with `wait`, once it runs or after so many seconds.

@@ -232,9 +232,9 @@ class Client:
             self._inner.create_cluster(n_workers, wait=wait, idempotency_key=idempotency_key, **options)
         )
 
-    def list_clusters(self, *, ended: bool = False) -> list[dict[str, Any]]:
-        """Return the documents of the tenant's clusters, newest first; with `ended`, of those that are no more as well."""
-        return self._loop.run(self._inner.list_clusters(ended=ended))
+    def list_clusters(self, *, ended: bool = False, spares: bool = False) -> list[dict[str, Any]]:
+        """Return the documents of the tenant's clusters, newest first; with `ended` and `spares`, of those as well."""
+        return self._loop.run(self._inner.list_clusters(ended=ended, spares=spares))
 
     def cluster(self, name: str, *, wait: float = 0.0) -> dict[str, Any]:
         """Return the document of a cluster by name or id; with `wait`, once it runs or after so many seconds."""

@@ -236,6 +236,13 @@ def test_from_the_command_line(fleet: ServedFleet, options: dict[str, Any]) -> N
     assert "error:" in refused.stderr
     run_cli(fleet, "create", "--memory-limit", "lots", code=1)
     run_cli(fleet, "create", "--resource", "GPU", code=1)
+    assert "leave out" in run_cli(fleet, "create", "--shared", "--memory-limit", "1GiB", code=1).stderr
+    made = run_cli(fleet, "create", "ours", "--shared", "--json")
+    assert json.loads(made.stdout)["shared"] is True
+    listed = until(
+        lambda: {each["status"] for each in json.loads(run_cli(fleet, "list", "--spares", "--json").stdout)}, "the list"
+    )
+    assert "running" in listed
 
 
 def test_without_bokeh_the_dashboard_says_that_it_is_missing(tmp_path: Path) -> None:
