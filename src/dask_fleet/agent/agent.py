@@ -152,7 +152,7 @@ class Agent:
         if not self._told_to_end.done():
             self._told_to_end.set_result(drain_s)
         else:
-            self._supervisor.abandon("its agent was shut down")
+            self._supervisor.abandon("its agent was shut down", given_back=True)
 
     def _retire(self) -> None:
         """The lifetime is over: give back what has not begun, and end when what runs has ended."""

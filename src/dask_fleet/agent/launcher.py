@@ -26,14 +26,23 @@ _LAST_SWEEP_S = 2.0
 
 
 class Launcher:
-    """Forks worker processes. Its one thread owns the forkservers, because forking waits until that is loaded."""
+    """Forks worker processes. Its one thread owns the forkservers, because forking waits until that is loaded.
 
-    def __init__(self, *, name: str, nthreads: int, data_dir: Path, spool: Path, logs: Path) -> None:
+    Parameters
+    ----------
+    has_other_children
+        Whether this process has children of other makes, as an agent has not: then an unknown one is no orphan.
+    """
+
+    def __init__(
+        self, *, name: str, nthreads: int, data_dir: Path, spool: Path, logs: Path, has_other_children: bool = False
+    ) -> None:
         self._name = name
         self._nthreads = nthreads
         self._folder = folder_mark(data_dir)
         self._spool = spool
         self._logs = logs
+        self._has_other_children = has_other_children
         self._began = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="launcher")
         self.forker = Forker(self._thread)
@@ -117,9 +126,9 @@ class Launcher:
         count, server = 0, self.forkserver_pid
         if server is not None:
             count += end_orphans(server, known=living, spared=living)
-        # This process starts nothing but forkservers and what multiprocessing starts for itself.
-        own = {*forkservers.known(), getattr(resource_tracker, "_resource_tracker")._pid}  # noqa: B009, SLF001
-        count += end_orphans(os.getpid(), known=own, reap=True)
+        if not self._has_other_children:  # then all are forkservers and what multiprocessing starts for itself
+            own = {*forkservers.known(), getattr(resource_tracker, "_resource_tracker")._pid}  # noqa: B009, SLF001
+            count += end_orphans(os.getpid(), known=own, reap=True)
         if count:
             log.info("orphans ended", extra={"action": "orphans_ended", "orphans": count})
         return count

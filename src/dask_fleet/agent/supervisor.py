@@ -139,13 +139,21 @@ class Supervisor:
     async def close(self) -> None:
         """Kill all worker processes; attempts still there are reported lost. Twice is harmless."""
         self._closing = True
-        self.abandon("its agent was shut down")
+        self.abandon("its agent was shut down", given_back=True)
         if self._alarm is not None:
             self._alarm.cancel()
         await self._processes.close()
 
-    def abandon(self, why: str, *, report: bool = True) -> None:
-        """Give up all attempts, killing the processes that carry them."""
+    def abandon(self, why: str, *, report: bool = True, given_back: bool = False) -> None:
+        """Give up all attempts, killing the processes that carry them.
+
+        Parameters
+        ----------
+        report
+            Whether to say so.
+        given_back
+            On somebody's order, as at each upgrade: no fault that a job survives only so many times.
+        """
         busy = [worker for worker in self._processes.all() if worker.attempts]
         for attempt in list(self._attempts.values()):
             carrier = self._carriers.get(attempt.key)
@@ -153,7 +161,7 @@ class Supervisor:
             if report:
                 failure = Failure.bounded(Cause.AGENT_LOST, why)
                 name = carrier.name if carrier else ""
-                state = AttemptState.CANCELLED if attempt.cancelled else AttemptState.LOST
+                state = AttemptState.CANCELLED if attempt.cancelled or given_back else AttemptState.LOST
                 self._deliver(ended(attempt.start, state, name, _now_us(), failure))
         self._waiting.clear()
         self._suspects.clear()

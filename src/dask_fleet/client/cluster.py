@@ -22,6 +22,7 @@ from distributed.deploy.cluster import Cluster
 from distributed.utils import Log, Logs, format_dashboard_link
 
 from dask_fleet.client import cluster_watch, embedded
+from dask_fleet.client.adaptive import FleetAdaptive
 from dask_fleet.client.cluster_request import Duration, memory_bytes, request_body, whole
 from dask_fleet.client.cluster_security import ClusterSecurity
 from dask_fleet.client.cluster_taking import ENDED, POLL_S, TELL_AFTER_S, Taken
@@ -31,20 +32,9 @@ from dask_fleet.model.clusters import DEFAULT_IDLE_TIMEOUT_S
 from dask_fleet.model.durations import parse_duration_s
 from dask_fleet.model.errors import FleetError, NotFound
 
-
-class FleetAdaptive(Adaptive):  # type: ignore[misc]
-    """Dask's adaptive scaling; the server has workers retired, with their data moved, before it takes them back."""
-
-    async def recommendations(self, target: int) -> dict[str, Any]:
-        """Return what to change; nothing while the cluster does not see its workers: it would take them for missing."""
-        if not self.cluster.followed:
-            return {"status": "same"}
-        return dict(await super().recommendations(target))
-
-    async def scale_down(self, workers: Iterable[Any]) -> None:
-        """Give these workers back: the scheduler has found that they have nothing to do."""
-        if workers:
-            await self.cluster.scale_down(workers)
+_FOUND_AGAIN_S = 60.0
+"""How long a client that is being made waits for a scheduler in place of one that was lost."""
+_LOOK_S = 0.05
 
 
 class FleetCluster(Cluster):  # type: ignore[misc]
@@ -181,6 +171,8 @@ class FleetCluster(Cluster):  # type: ignore[misc]
         self.security: Any = None
         self.shutdown_on_close = shutdown_on_close
         self.followed = False
+        self.is_lost = False
+        """Its scheduler does not answer, and no other one has been found yet."""
         self._asynchronous = asynchronous
         super().__init__(asynchronous=asynchronous, loop=loop, quiet=quiet, name=name or _join or "")
         if not asynchronous:
@@ -228,7 +220,16 @@ class FleetCluster(Cluster):  # type: ignore[misc]
                 # Ctrl-C and time-outs as well: nothing is left running, whatever had been asked for by then.
                 await asyncio.shield(asyncio.create_task(in_thread(self._give_up), name="give-up"))
                 raise
+        elif self.is_lost:
+            # A client that is being made: at the old address it would try in vain until its time-out.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FOUND_AGAIN_S):
+                    while self._is_looked_for():  # noqa: ASYNC110 - whoever looks for it may end at any step
+                        await asyncio.sleep(_LOOK_S)
         return self
+
+    def _is_looked_for(self) -> bool:
+        return bool(self.is_lost and self.status == Status.running)
 
     def _take(self) -> None:
         self._taken.take(self._timeout_s, self._log)
@@ -525,6 +526,7 @@ class FleetCluster(Cluster):  # type: ignore[misc]
         self.followed = False
         self.scheduler_info: dict[str, Any] = {"workers": {}}
         self._connect(self._document["address"])
+        self.is_lost = False
         await old.close_rpc()
         await cluster_watch.move_clients(self, self._document["address"])
         self._log(

@@ -44,23 +44,28 @@ async def follow(cluster_ref: weakref.ref[FleetCluster]) -> None:
     delay = _FIRST_DELAY_S
     while (cluster := cluster_ref()) is not None and cluster.status == Status.running:
         address, arguments = cluster.scheduler_address, cluster.connection_args
+        # One that does not answer is probably dead, and the server will know in a moment: it is asked again soon.
+        connect_s = min(CONNECT_S, 2 * delay) if cluster.is_lost else CONNECT_S
         del cluster
         try:
-            await _subscribe(cluster_ref, address, arguments)
+            await _subscribe(cluster_ref, address, arguments, connect_s)
         except OSError as exc:  # also of Dask: the connection could not be made, or is broken
             log.debug("lost %s: %r", address, exc)
         cluster = cluster_ref()
         if cluster is None or cluster.status != Status.running:
             return
+        cluster.is_lost = True
         moved = await cluster.relocate()
         del cluster
-        delay = _FIRST_DELAY_S if moved else min(_MAX_DELAY_S, delay * 2)
         if not moved:
             await asyncio.sleep(delay)
+        delay = _FIRST_DELAY_S if moved else min(_MAX_DELAY_S, delay * 2)
 
 
-async def _subscribe(cluster_ref: weakref.ref[FleetCluster], address: str, arguments: dict[str, Any]) -> None:
-    comm = await connect(address, timeout=CONNECT_S, **arguments)
+async def _subscribe(
+    cluster_ref: weakref.ref[FleetCluster], address: str, arguments: dict[str, Any], connect_s: float
+) -> None:
+    comm = await connect(address, timeout=connect_s, **arguments)
     comm.name = "FleetCluster worker status"
     try:
         await comm.write({"op": "subscribe_worker_status"})
@@ -69,7 +74,7 @@ async def _subscribe(cluster_ref: weakref.ref[FleetCluster], address: str, argum
         if (cluster := cluster_ref()) is None:
             return
         cluster.scheduler_info = SchedulerInfo(identity)
-        cluster.followed = True
+        cluster.followed, cluster.is_lost = True, False
         del cluster
         while True:
             messages = await comm.read()
@@ -117,6 +122,8 @@ async def move_clients(cluster: FleetCluster, address: str) -> None:
     for client in list(Client._instances):  # noqa: SLF001 - Dask has no other way to a cluster's clients
         if client.cluster is not cluster or client.status in ("closed", "closing") or client.loop is not cluster.loop:
             continue
+        if client.scheduler is None:
+            continue  # it waits for the cluster, and asks it where to go
         try:
             async with asyncio.timeout(CONNECT_S * 2):
                 await _move(client, address)

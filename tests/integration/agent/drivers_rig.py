@@ -181,7 +181,10 @@ async def drivers(folder: Path, *, nthreads: int = 2) -> AsyncIterator[Drivers]:
     """A worker process of `nthreads` places, and two member processes."""
     for name in ("spool", "logs", "scratch"):
         (folder / name).mkdir(parents=True)
-    launcher = Launcher(name="test", nthreads=nthreads, data_dir=folder, spool=folder / "spool", logs=folder / "logs")
+    launcher = Launcher(
+        name="test", nthreads=nthreads, data_dir=folder, spool=folder / "spool", logs=folder / "logs",
+        has_other_children=True,
+    )  # fmt: skip
     forker = launcher.forker
     members: list[ChildProcess[Any]] = []
     worker: WorkerProcess | None = None

@@ -181,6 +181,9 @@ def test_a_killed_scheduler_is_replaced_and_followed(fleet: ServedFleet, options
         assert client.submit(lambda: 1).result(timeout=DEADLINE_S) == 1
         until(lambda: cluster.followed, "the cluster to be followed")
         os.kill(client.run_on_scheduler(os.getpid), signal.SIGKILL)
+        until(lambda: cluster.is_lost, "its loss to be seen")
+        with Client(cluster, set_as_default=False, timeout=5) as late:  # at the old address it would not come in that time
+            assert late.submit(lambda: 3).result(timeout=DEADLINE_S) == 3
         until(lambda: cluster._document["epoch"] == 2, "the new scheduler")
         until(lambda: client.status == "running", "the client to be connected")
         assert client.submit(lambda: 2).result(timeout=DEADLINE_S) == 2
