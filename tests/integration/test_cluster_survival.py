@@ -106,7 +106,7 @@ def test_a_lost_agent_costs_a_cluster_its_workers_there_and_no_result(
         assert (after["epoch"], after["address"]) == (1, before["address"])
         client.wait_for_workers(3, timeout=PATIENCE_S)
         assert not pids(client) & theirs
-        assert not any(psutil.pid_exists(pid) for pid in theirs), "no process of the dead agent is left"
+        fleet.until(lambda: not any(psutil.pid_exists(pid) for pid in theirs), "no process to be left", timeout_s=10)
     fleet.until(lambda: free_slots(fleet) == {"local": 2}, "all slots of the one that is left", timeout_s=PATIENCE_S)
 
 
