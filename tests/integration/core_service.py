@@ -35,6 +35,16 @@ def gated(name: str) -> str:
     return name
 
 
+@service.endpoint(timeout="2m")
+def numbered(name: str) -> int:
+    """Return which start of that name this is, once the gate of this one (``<name>-<number>``) opens; note that it ends."""
+    note(name)
+    number = Path(os.environ["CORE_STARTS"]).read_text().splitlines().count(name)
+    wait_for_gate(f"{name}-{number}")
+    note(f"{name}-{number} ended")
+    return number
+
+
 @service.endpoint
 def quick(name: str) -> str:
     """Note the start and be done."""

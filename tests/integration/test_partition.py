@@ -3,7 +3,7 @@
 What the agent runs meanwhile is run elsewhere once its lease is over; when the wire is whole again, the agent learns that,
 ends what it still runs, and works on. Each job has one result.
 
-Most of it is waiting for leases to end. So all scenes are played at the same time, each on a pair of hosts of its own; one
+Most of it is waiting for leases to end. So all scenes are played at the same time, each on a pair of hosts of its own; two
 of them with a server that is broken on purpose, where the same checks must fail.
 """
 
@@ -52,41 +52,51 @@ class Scene:
                 self._fail(fleet, far, *((there, True) if self.direction == "agent to server" else (here, False)), folder)
 
     def _fail(self, fleet: CoreFleet, far: RemoteAgent, sender: Side, zombie_finishes: bool, folder: Path) -> None:
-        job = fleet.post("core/gated", {"name": "gated"}).json()["job_id"]
-        fleet.until_started("gated")
+        job = fleet.post("core/numbered", {"name": "one"}).json()["job_id"]
+        fleet.until_started("one")
         # Another agent, beside the server, has nothing to do yet.
         with remote_agent(fleet, folder / "near", args=("--name", "near", "--orphan-timeout", "60s")):
             fleet.until(lambda: connected(fleet, "near"), "the near agent", timeout_s=60)
             sender.cut()
             try:
                 cut_at = time.monotonic()
-                patience_s = TWIN_ELSEWHERE_S if self.twin else ELSEWHERE_S
-                fleet.until_started("gated", 2, timeout_s=patience_s)
+                patience_s = TWIN_ELSEWHERE_S if self.twin == "endless-leases" else ELSEWHERE_S
+                fleet.until_started("one", 2, timeout_s=patience_s)
                 self.figures["elsewhere_s"] = time.monotonic() - cut_at
                 fleet.until(lambda: connected(fleet, "far") is None, "the far agent to be given up")
-                if zombie_finishes:
-                    # Both the zombie's attempt and the one elsewhere end: only the latter counts.
-                    fleet.open_gate("gated")
-                    assert fleet.ended(job)["status"] == "succeeded"
+                if zombie_finishes:  # while what is to count still runs
+                    fleet.open_gate("one-1")
+                    fleet.until(lambda: fleet.starts("one-1 ended"), "the zombie attempt to succeed")
             finally:
                 sender.heal()
             healed_at = time.monotonic()
             fleet.until(lambda: connected(fleet, "far"), "the far agent to be back", timeout_s=60)
             self.figures["back_s"] = time.monotonic() - healed_at
             fleet.until(lambda: idle(connected(fleet, "far")), "the zombie attempt to end", timeout_s=60)
-            if not zombie_finishes:
-                assert fleet.job(job)["status"] == "running", "the zombie's end counted as the job's"
-                fleet.open_gate("gated")
-                assert fleet.ended(job)["status"] == "succeeded"
-            fleet.until(lambda: fleet.status()["stale_outcomes"], "the zombie's outcome to be refused", timeout_s=60)
-            fleet.until(lambda: "stale_epoch" in fleet.logs(), "the log of it")
+            fleet.until(
+                lambda: fleet.status()["stale_outcomes"] or fleet.job(job)["status"] != "running",
+                "the zombie's outcome to arrive",
+                timeout_s=60,
+            )
+            assert fleet.job(job)["status"] == "running", "the zombie's end counted as the job's"
+            fenced = fleet.until(lambda: refused_outcomes(fleet), "the log of its refusal")
+            assert all(" attempt=1 " in line for line in fenced), fenced
+            assert not zombie_finishes or any(" state=succeeded" in line for line in fenced), fenced
+            fleet.open_gate("one-2")
+            assert fleet.ended(job)["status"] == "succeeded"
+        assert fleet.request("GET", f"/v1/jobs/{job}/result").json() == 2, "the result is that of the second attempt"
         assert self.figures["back_s"] < HEALED_S
-        assert fleet.starts("gated") == 2
+        assert fleet.starts("one") == 2
         assert fleet.states(job) == ["lost", "succeeded"]
         assert fleet.events(job).count("succeeded") == 1
         assert far.popen.poll() is None
         fleet.until(lambda: idle(connected(fleet, "far")), "the far agent to be free")
         assert fleet.post("core/quick", {"name": "after"}, wait=30).json()["status"] == "succeeded"
+
+
+def refused_outcomes(fleet: CoreFleet) -> list[str]:
+    """Return what the server's log says of outcomes that came too late."""
+    return [line for line in fleet.logs().splitlines() if "late outcome refused" in line and "stale_epoch" in line]
 
 
 def works_over_the_wire(fleet: CoreFleet) -> None:
@@ -104,6 +114,7 @@ SCENES = {
     "agent to server": Scene("agent to server"),
     "server to agent": Scene("server to agent"),
     "endless leases": Scene("agent to server", twin="endless-leases"),
+    "no fence": Scene("agent to server", twin="no-fence"),
 }
 
 
@@ -132,5 +143,10 @@ def test_a_wire_that_fails_one_way(
 
 
 def test_the_same_checks_notice_leases_that_never_end(played: dict[str, Future[None]]) -> None:
-    with pytest.raises(AssertionError, match="in vain for start 2 of gated"):
+    with pytest.raises(AssertionError, match="in vain for start 2 of one"):
         played["endless leases"].result(240)
+
+
+def test_the_same_checks_notice_a_missing_fence(played: dict[str, Future[None]]) -> None:
+    with pytest.raises(AssertionError, match="the zombie's end counted as the job's"):
+        played["no fence"].result(240)

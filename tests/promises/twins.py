@@ -99,6 +99,7 @@ def no_fence() -> None:
         job = self._dispatcher.by_seq.get(outcome.seq)
         if job is not None:
             outcome = msgspec.structs.replace(outcome, run=job.run, attempt=job.attempt)
+            self._dispatcher.by_seq[outcome.seq] = msgspec.structs.replace(job, agent=handle.agent_id)
         await honest(self, handle, outcome)
 
     Outcomes._record = trusting  # type: ignore[method-assign]
