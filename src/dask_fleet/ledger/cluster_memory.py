@@ -31,7 +31,7 @@ class MemoryClusters:
     def create(self, new: NewCluster, now_us: int) -> ClusterRecord:
         """See `Ledger.create_cluster`."""
         self._check_name(new.tenant, new.name)
-        if new.cluster_id in self._clusters:
+        if self.get(new.cluster_id) is not None:
             raise id_in_use(new.cluster_id)
         record, draft = cluster_changes.created(new, now_us=now_us)
         return self._write(record, draft, now_us)
@@ -53,6 +53,8 @@ class MemoryClusters:
         after = cluster_changes.adopted(before, name=name, user=user, spec=spec, now_us=now_us)
         if before is None or after is None:
             return None
+        if spec.requested_as and self.get(spec.requested_as) is not None:
+            raise id_in_use(spec.requested_as)
         if name != before.name:
             self._check_name(before.tenant, name)
         return self._write(*after, now_us)
@@ -102,7 +104,10 @@ class MemoryClusters:
 
     def get(self, cluster_id: str) -> ClusterRecord | None:
         """See `Ledger.get_cluster`."""
-        return self._clusters.get(cluster_id)
+        found = self._clusters.get(cluster_id)
+        if found is None and cluster_id:
+            found = next((each for each in self._clusters.values() if each.spec.requested_as == cluster_id), None)
+        return found
 
     def clusters(self, tenant: str | None, limit: int, *, living: bool, spares: bool) -> list[ClusterRecord]:
         """See `Ledger.clusters`."""

@@ -18,8 +18,11 @@ class ClusterReads:
 
     def cluster(self, cluster_id: str) -> ClusterRecord | None:
         """See `Ledger.get_cluster`."""
-        row = self._execute(_SQL["cluster"], (cluster_id,)).fetchone()
-        return None if row is None else cluster_rows.cluster_from_row(row)
+        for statement in ("cluster", "cluster_of_request"):
+            row = self._execute(_SQL[statement], (cluster_id,)).fetchone()
+            if row is not None:
+                return cluster_rows.cluster_from_row(row)
+        return None
 
     def clusters(self, tenant: str | None, limit: int, *, living: bool, spares: bool) -> list[ClusterRecord]:
         """See `Ledger.clusters`."""

@@ -20,7 +20,7 @@ def name_in_use(name: str) -> Conflict:
 
 
 def id_in_use(cluster_id: str) -> Conflict:
-    """Return what is raised where a cluster, living or ended, has the id."""
+    """Return what is raised where a cluster, living or ended, has the id, or was handed out to a request for it."""
     return Conflict(f"the cluster {cluster_id} was made before", cluster_id=cluster_id)
 
 
@@ -35,8 +35,7 @@ class Clusters:
     def create(self, new: NewCluster) -> ClusterRecord:
         """See `Ledger.create_cluster`."""
         self._check_name(new.tenant, new.name)
-        if self._cluster(new.cluster_id) is not None:
-            raise id_in_use(new.cluster_id)
+        self._check_id(new.cluster_id)
         record, draft = cluster_changes.created(new, now_us=self._writes.now_us)
         self._execute(_SQL["insert_cluster"], cluster_rows.row_of_cluster(record))
         self._tell(record.cluster_id, draft)
@@ -65,6 +64,8 @@ class Clusters:
         after = cluster_changes.adopted(before, name=name, user=user, spec=spec, now_us=self._writes.now_us)
         if before is None or after is None:
             return None
+        if spec.requested_as:
+            self._check_id(spec.requested_as)
         if name != before.name:
             self._check_name(before.tenant, name)
         return self._write(before, *after)
@@ -109,6 +110,12 @@ class Clusters:
     def _check_name(self, tenant: str, name: str) -> None:
         if self._execute(_SQL["cluster_of_name"], (tenant, name)).fetchone() is not None:
             raise name_in_use(name)
+
+    def _check_id(self, cluster_id: str) -> None:
+        """Refuse what a request made before: a cluster of that id, or a spare that it got instead."""
+        for statement in ("cluster", "cluster_of_request"):
+            if self._execute(_SQL[statement], (cluster_id,)).fetchone() is not None:
+                raise id_in_use(cluster_id)
 
     def _is_known(self, leases: tuple[SlotLease, ...]) -> bool:
         named = {(lease.cluster_id, lease.worker) for lease in leases}

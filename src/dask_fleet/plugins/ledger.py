@@ -194,7 +194,8 @@ class Ledger(ABC):
         Raises
         ------
         Conflict
-            If a living cluster of the tenant has the name, or any cluster, living or ended, has the id.
+            If a living cluster of the tenant has the name, or any cluster, living or ended, has the id or was handed out to
+            a request for it (``requested_as``).
         """
 
     @abstractmethod
@@ -217,12 +218,12 @@ class Ledger(ABC):
         Raises
         ------
         Conflict
-            If a living cluster of the tenant has the name.
+            If a living cluster of the tenant has the name, or the request (``spec.requested_as``) has made a cluster before.
         """
 
     @abstractmethod
     async def get_cluster(self, cluster_id: str) -> ClusterRecord | None:
-        """Return a cluster, living or ended."""
+        """Return a cluster, living or ended, by its id or by the one that it was requested as."""
 
     @abstractmethod
     async def clusters(

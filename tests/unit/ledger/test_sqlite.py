@@ -344,19 +344,29 @@ def test_conditions_are_looked_up_in_indexes_without_reading_rows(tmp_path: Path
     on(tmp_path / "ledger.db", act)
 
 
+def test_the_cluster_that_a_request_got_is_found_along_an_index(tmp_path: Path) -> None:
+    async def act(ledger: SQLiteLedger) -> None:
+        sql = statements.load("clusters")["cluster_of_request"]
+        (plan,) = [row[3] for row in ledger._open.reads._execute(f"EXPLAIN QUERY PLAN {sql}", ("",))]
+        assert plan.startswith("SEARCH clusters USING INDEX clusters_by_request")
+
+    on(tmp_path / "ledger.db", act)
+
+
 # ---------------------------------------------------------------- migrations
 
 SHAPE = {
     "meta", "jobs", "large_params", "past_runs", "attempts", "events", "results", "doomed_locations", "tags", "idempotency",
     "clock_steps", "tokens", "jobs_by_id", "jobs_by_state", "jobs_by_endpoint", "jobs_by_user", "jobs_purgeable",
     "results_by_expiry", "idempotency_by_time", "agent_leases", "results_by_location", "clusters", "clusters_living",
-    "clusters_by_tenant", "clusters_ended", "slot_leases", "slot_leases_held", "cluster_events",
+    "clusters_by_tenant", "clusters_ended", "clusters_by_request", "slot_leases", "slot_leases_held", "cluster_events",
 }
 NEW_IN_2 = {"agent_leases", "results_by_location"}
 NEW_IN_3 = {
     "clusters", "clusters_living", "clusters_by_tenant", "clusters_ended", "slot_leases", "slot_leases_held",
     "cluster_events",
 }
+NEW_IN_4 = {"clusters_by_request"}
 
 
 def shape(connection: Any) -> set[str]:
@@ -378,7 +388,9 @@ def test_a_migration_ended_at_any_statement_is_as_if_not_begun(tmp_path: Path) -
     path = tmp_path / "ledger.db"
     stop_at = 0
     seen_between: dict[int, int] = {}
-    states = {0: set(), 1: SHAPE - NEW_IN_2 - NEW_IN_3, 2: SHAPE - NEW_IN_3, 3: SHAPE}
+    states = {
+        0: set(), 1: SHAPE - NEW_IN_2 - NEW_IN_3 - NEW_IN_4, 2: SHAPE - NEW_IN_3 - NEW_IN_4, 3: SHAPE - NEW_IN_4, 4: SHAPE
+    }  # fmt: skip
     while True:
         connection = connections.open_writer(path, synchronous="OFF")
         seen = 0
@@ -404,9 +416,10 @@ def test_a_migration_ended_at_any_statement_is_as_if_not_begun(tmp_path: Path) -
                     file.unlink()
         else:
             break
-    assert seen_between[0] > len(SHAPE - NEW_IN_2 - NEW_IN_3)
+    assert seen_between[0] > len(SHAPE - NEW_IN_2 - NEW_IN_3 - NEW_IN_4)
     assert seen_between[1] >= 9  # each of its statements
     assert seen_between[2] >= len(NEW_IN_3)
+    assert seen_between[3] >= len(NEW_IN_4)
     connection.exec_trace = None
     assert shape(connection) == SHAPE
     connection.close()
@@ -426,8 +439,9 @@ def test_a_ledger_of_a_newer_version_is_refused_untouched(tmp_path: Path) -> Non
         on(path, None)  # type: ignore[arg-type]
 
 
-ADDITIVE = migrations.Migration(4, "more", "ALTER TABLE jobs ADD COLUMN more INTEGER NOT NULL DEFAULT 0", 1)
-INCOMPATIBLE = migrations.Migration(4, "other", "ALTER TABLE jobs RENAME COLUMN agent TO holder")
+LAST = len(migrations.shipped())
+ADDITIVE = migrations.Migration(LAST + 1, "more", "ALTER TABLE jobs ADD COLUMN more INTEGER NOT NULL DEFAULT 0", 1)
+INCOMPATIBLE = migrations.Migration(LAST + 1, "other", "ALTER TABLE jobs RENAME COLUMN agent TO holder")
 
 
 def migrated(path: Path, *more: migrations.Migration) -> None:
@@ -464,8 +478,8 @@ def test_an_upgrade_that_only_added_can_be_taken_back(tmp_path: Path) -> None:
 
 def test_an_upgrade_that_changed_what_was_there_cannot_be_taken_back(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
-    migrated(path, INCOMPATIBLE, migrations.Migration(5, "more", "CREATE TABLE more (a INTEGER) STRICT", 1))
-    with pytest.raises(LedgerTooNew, match="knows schema 4; this one knows 3"):
+    migrated(path, INCOMPATIBLE, migrations.Migration(LAST + 2, "more", "CREATE TABLE more (a INTEGER) STRICT", 1))
+    with pytest.raises(LedgerTooNew, match=f"knows schema {LAST + 1}; this one knows {LAST}"):
         on(path, None)  # type: ignore[arg-type]
 
 

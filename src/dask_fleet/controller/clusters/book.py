@@ -170,6 +170,13 @@ class Book:
         if record.seq is not None and record.attempt is not None:
             self.by_attempt.pop((record.seq, record.attempt), None)
 
+    def made_by(self, cluster_id: str) -> Entry | None:
+        """Return what a request for that id has made, or the spare that it got."""
+        found = self.entries.get(cluster_id)
+        if found is not None:
+            return found
+        return next((entry for entry in self if entry.record.spec.requested_as == cluster_id), None)
+
     def living(self, owner: Owner) -> int:
         """Return how many clusters of a user live."""
         return sum(not entry.record.state.is_terminal and entry.owner == owner for entry in self.entries.values())

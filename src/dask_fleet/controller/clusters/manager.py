@@ -221,7 +221,7 @@ class Clusters:
         owner = (new.tenant, new.user)
         if (under_way := self._under_way.get(new.cluster_id)) is not None:
             return await asyncio.shield(under_way)
-        if self.spares.made_of(new.cluster_id) is not None:
+        if self.book.made_by(new.cluster_id) is not None:
             raise Conflict(f"the cluster {new.cluster_id} was made before", cluster_id=new.cluster_id)
         self._check_size(new)
         if new.kind is ClusterKind.USER:
@@ -446,17 +446,18 @@ class Clusters:
     async def find(self, tenant: str, name_or_id: str) -> ClusterRecord:
         """Return the living cluster of the tenant with that name, or the one with that id, living or ended; never a spare.
 
+        One that was handed out to a request is found by the id that the request would have made, too.
+
         Raises
         ------
         NotFound
             If there is none: the same for one that never was, and for another tenant's.
         """
-        name_or_id = self.spares.made_of(name_or_id) or name_or_id
         for entry in self.book:
             record = entry.record
-            if record.kind is ClusterKind.SPARE:
+            if record.kind is ClusterKind.SPARE or record.tenant != tenant or record.state.is_terminal:
                 continue
-            if record.tenant == tenant and not record.state.is_terminal and name_or_id in {record.name, record.cluster_id}:
+            if name_or_id in {record.name, record.cluster_id, record.spec.requested_as}:
                 return record
         ended = await self._ledger.get_cluster(name_or_id)
         if ended is None or ended.tenant != tenant or ended.kind is ClusterKind.SPARE:

@@ -7,7 +7,6 @@ a cluster as any other to ledger, keeper and agents, of the kind ``spare``; it b
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from typing import Any
 
@@ -41,7 +40,6 @@ LOOK_S = 1.0
 """How often it is looked whether there is room, while any tenant is active."""
 _IN_VAIN_S = (5.0, 300.0)
 """Wait after a spare that nobody got, because others wanted its slots or it broke: first, and at most, doubled each time."""
-_REMEMBERED = 10_000
 
 
 class SpareClusters:
@@ -93,17 +91,14 @@ class SpareClusters:
         self._in_vain: dict[str, tuple[float, float]] = {}
         """Of pools whose last spares were of no use: until when to wait, and how long that was."""
         self._looks = False
-        self._handed_out: OrderedDict[str, str] = OrderedDict()
 
     # ------------------------------------------------------------------ who asks
 
     def take_up(self) -> None:
-        """At start, with the ledger's clusters in the book: learn who is active, and whose request has become what."""
+        """At start, with the ledger's clusters in the book: learn who is active."""
         now, now_us = self._clock.monotonic(), self._clock.now_us()
         for entry in sorted(self._book, key=lambda entry: entry.record.created_us):
             record = entry.record
-            if record.spec.requested_as:
-                self._remember(record.spec.requested_as, record.cluster_id)
             if record.kind is ClusterKind.SPARE and record.state is not ClusterState.RUNNING:
                 entry.close_reason = entry.close_reason or "the server ended while it was made"
             elif record.kind is not ClusterKind.JOB and not record.state.is_terminal:
@@ -122,15 +117,6 @@ class SpareClusters:
     def _note(self, record: ClusterRecord, at: float) -> None:
         if not record.spec.shared:
             self._asked[record.spec.pool, record.tenant] = Asked(record.tenant, record.spec, at)
-
-    def made_of(self, cluster_id: str) -> str | None:
-        """Return the cluster that a request got which would have made this id, if it was a spare."""
-        return self._handed_out.get(cluster_id)
-
-    def _remember(self, requested_as: str, cluster_id: str) -> None:
-        self._handed_out[requested_as] = cluster_id
-        if len(self._handed_out) > _REMEMBERED:
-            self._handed_out.popitem(last=False)
 
     # ------------------------------------------------------------------ handing out
 
@@ -181,7 +167,6 @@ class SpareClusters:
             created_us=adopted.created_us,
         )  # fmt: skip
         entry.since = entry.used_since = self._clock.monotonic()
-        self._remember(new.cluster_id, cluster_id)
         self._in_vain.pop(adopted.spec.pool, None)
         self._count()
         handle = self._agents.get(entry.record.agent or "")

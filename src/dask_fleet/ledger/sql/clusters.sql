@@ -3,6 +3,11 @@ SELECT cluster_id, name, tenant, user, kind, spec, state, epoch, agent, address,
        running_us, closed_us, reason
   FROM clusters WHERE cluster_id = ?;
 
+-- cluster_of_request: The spare that a request got; by the index of the same expression.
+SELECT cluster_id, name, tenant, user, kind, spec, state, epoch, agent, address, dashboard, ca, job_seq, attempt, created_us,
+       running_us, closed_us, reason
+  FROM clusters WHERE json_extract(spec, '$.requested_as') = ? AND json_extract(spec, '$.requested_as') <> '';
+
 -- living_clusters: Of one tenant, or of all; newest first.
 SELECT cluster_id, name, tenant, user, kind, spec, state, epoch, agent, address, dashboard, ca, job_seq, attempt, created_us,
        running_us, closed_us, reason

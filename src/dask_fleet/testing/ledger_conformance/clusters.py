@@ -61,9 +61,9 @@ def change_of(record: ClusterRecord, event: ClusterEvent, **changes: Any) -> Clu
     return ClusterChange(**(fields | changes))
 
 
-async def in_state(ledger: Ledger, state: ClusterState, name: str = "c") -> ClusterRecord:
+async def in_state(ledger: Ledger, state: ClusterState, name: str = "c", **changes: Any) -> ClusterRecord:
     """Return a cluster that was led to a state."""
-    record = await ledger.create_cluster(new_cluster(name))
+    record = await ledger.create_cluster(new_cluster(name, **changes))
     for event in _PATHS[state]:
         changed = await ledger.change_cluster(change_of(record, event))
         assert changed is not None
@@ -193,6 +193,38 @@ class ClusterScenarios(LedgerMaker):
         assert (mine.state, mine.epoch, mine.created_us) == (ClusterState.RUNNING, spare.epoch, clock.now_us())
         assert await ledger.adopt_spare(spare.cluster_id, name="y", user="eve", spec=spec) is None
         assert (await ledger.cluster_events(spare.cluster_id))[-1].kind is ClusterEventKind.ADOPTED
+
+    @scenario
+    async def test_a_request_gets_one_cluster_also_if_it_was_a_spare(self, ledger: Ledger, clock: ManualClock) -> None:
+        """Whether its cluster was made for it or handed out, and whether that lives or has ended: repeated it is refused."""
+        await in_state(ledger, ClusterState.CLOSED, "made")
+        spares = [
+            await in_state(ledger, ClusterState.RUNNING, name, kind=ClusterKind.SPARE, user="") for name in ("one", "two")
+        ]
+
+        async def adopt(spare: ClusterRecord, request: str) -> ClusterRecord | None:
+            spec = ClusterSpec(n_workers=1, requested_as=request)
+            return await ledger.adopt_spare(spare.cluster_id, name=spare.name, user="bob", spec=spec)
+
+        with pytest.raises(Conflict):
+            await adopt(spares[0], "cluster-made")
+        mine = await adopt(spares[0], "request")
+        assert mine is not None
+        for _ in ("living", "ended"):
+            assert await ledger.get_cluster("request") == mine
+            with pytest.raises(Conflict):
+                await adopt(spares[1], "request")
+            with pytest.raises(Conflict):
+                await ledger.create_cluster(new_cluster("again", cluster_id="request"))
+            assert (await ledger.get_cluster("cluster-two")) == spares[1]
+            for event in _PATHS[ClusterState.CLOSED] if mine.closed_us is None else ():
+                mine = await ledger.change_cluster(change_of(mine, event))
+                assert mine is not None
+        assert await ledger.get_cluster("") is None
+        clock.advance(10)
+        assert await ledger.purge_clusters(ended_before_us=clock.now_us()) == 2
+        assert await ledger.get_cluster("request") is None
+        assert await adopt(spares[1], "request") is not None
 
     @scenario
     async def test_listings_are_newest_first_and_of_one_tenant(self, ledger: Ledger, clock: ManualClock) -> None:

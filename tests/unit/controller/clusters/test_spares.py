@@ -90,7 +90,7 @@ async def test_who_asks_twice_gets_one() -> None:
     async with Rig(spare_clusters=1) as rig:
         host = Host(rig, "local-a").connect()
         clusters = rig.controller.clusters
-        await use(rig, host)
+        await use(rig, host, cluster_id="cluster-first")
         request = new("mine")
         one, other = await asyncio.gather(clusters.create(request), clusters.create(request))
         assert one == other
@@ -112,6 +112,20 @@ async def test_who_asks_twice_gets_one() -> None:
         await clusters.close(one.cluster_id, "enough")
         await work(rig, host)
         assert (await clusters.find("default", request.cluster_id)).state is ClusterState.CLOSED
+        with pytest.raises(Conflict):
+            await clusters.create(request)
+        host.disconnect()
+    async with Rig(ledger=ledger, clock=clock, spare_clusters=1) as rig:
+        clusters = rig.controller.clusters
+        host.rig = rig
+        host.connect()
+        await use(rig, host, "other")
+        await the_spare(rig)
+        for repeated in (request, new("first", cluster_id="cluster-first")):  # it got a spare; its cluster was made for it
+            with pytest.raises(Conflict):
+                await clusters.create(repeated)
+            assert (await clusters.find("default", repeated.cluster_id)).state is ClusterState.CLOSED
+        await the_spare(rig)
 
 
 @run
