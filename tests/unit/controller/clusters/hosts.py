@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from tests.unit.controller.rig import Rig, Side
@@ -196,6 +198,13 @@ class Host:
 
     def want_signature(self, lease: str) -> None:
         self.say(WantSignature(lease, b"csr"))
+
+
+@asynccontextmanager
+async def one_host(*, slots: int = 4, nworkers: int = 4, **options: Any) -> AsyncIterator[tuple[Rig, Host, Clusters]]:
+    """Yield a controller of these options, the one agent that is connected to it, and its clusters."""
+    async with Rig(**options) as rig:
+        yield rig, Host(rig, "local-a", slots=slots, nworkers=nworkers).connect(), rig.controller.clusters
 
 
 async def work(rig: Rig, *hosts: Host) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.unit.controller.clusters.hosts import Host, new, work
-from tests.unit.controller.rig import Rig, run
+from tests.unit.controller.clusters.hosts import new, one_host, work
+from tests.unit.controller.rig import run
 
 from dask_fleet.controller.clusters.manager import Clusters
 from dask_fleet.model.clusters import ClusterRecord, ClusterState
@@ -17,10 +17,8 @@ def complete(clusters: Clusters, record: ClusterRecord) -> asyncio.Task[ClusterR
 
 @run
 async def test_it_is_complete_when_those_that_got_slots_have_joined() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a", slots=4).connect()
+    async with one_host(slots=4) as (rig, host, clusters):
         host.joins = False
-        clusters = rig.controller.clusters
         record = await clusters.create(new(n_workers=6))
         waits = complete(clusters, record)
         await work(rig, host)
@@ -38,9 +36,7 @@ async def test_it_is_complete_when_those_that_got_slots_have_joined() -> None:
 
 @run
 async def test_a_scheduler_alone_is_complete_at_once() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a").connect()
-        clusters = rig.controller.clusters
+    async with one_host() as (rig, host, clusters):
         waits = complete(clusters, await clusters.create(new(n_workers=0)))
         await work(rig, host)
         assert (await waits).state is ClusterState.RUNNING
@@ -48,10 +44,8 @@ async def test_a_scheduler_alone_is_complete_at_once() -> None:
 
 @run
 async def test_one_that_is_closed_while_its_workers_join_is_waited_for_no_longer() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a").connect()
+    async with one_host() as (rig, host, clusters):
         host.joins = False
-        clusters = rig.controller.clusters
         record = await clusters.create(new())
         waits = complete(clusters, record)
         await work(rig, host)
@@ -63,10 +57,8 @@ async def test_one_that_is_closed_while_its_workers_join_is_waited_for_no_longer
 
 @run
 async def test_workers_that_cannot_start_are_told_of_and_end_the_waiting() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a").connect()
+    async with one_host() as (rig, host, clusters):
         host.joins = False
-        clusters = rig.controller.clusters
         record = await clusters.create(new(n_workers=1))
         waits = complete(clusters, record)
         await work(rig, host)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.unit.controller.clusters.hosts import Host, new, now, work
+from tests.unit.controller.clusters.hosts import Host, new, now, one_host, work
 from tests.unit.controller.rig import Rig, outcome, run
 
 from dask_fleet.controller.clusters.capacity import Host as Place
@@ -99,9 +99,7 @@ async def test_fifty_clusters_over_four_slots_all_finish_in_fair_order() -> None
 
 @run
 async def test_a_cluster_that_waits_longer_than_the_queues_head_goes_first() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a", slots=2, nworkers=2).connect()
-        clusters = rig.controller.clusters
+    async with one_host(slots=2, nworkers=2) as (rig, host, clusters):
         running = [await rig.submit(f"r{n}") for n in range(2)]
         before = await rig.submit("before")
         rig.clock.us += 1_000_000
@@ -135,9 +133,7 @@ async def test_a_cluster_that_waits_longer_than_the_queues_head_goes_first() -> 
 
 @run
 async def test_a_worker_of_many_threads_gets_its_turn_beside_many_small_jobs() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a", slots=3, nworkers=3).connect()
-        clusters = rig.controller.clusters
+    async with one_host(slots=3, nworkers=3) as (rig, host, clusters):
         assert host.side is not None
         running = [await rig.submit(f"r{n}") for n in range(3)]
         rig.clock.us += 1_000_000
@@ -158,9 +154,7 @@ async def test_a_worker_of_many_threads_gets_its_turn_beside_many_small_jobs() -
 
 @run
 async def test_jobs_do_not_wait_where_no_cluster_waits() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a", slots=2, nworkers=2).connect()
-        clusters = rig.controller.clusters
+    async with one_host(slots=2, nworkers=2) as (rig, host, clusters):
         await clusters.create(new(n_workers=1))
         await work(rig, host)
         assert not clusters._slots.hungry

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.unit.controller.clusters.hosts import Host, work
+from tests.unit.controller.clusters.hosts import Host, one_host, work
 from tests.unit.controller.rig import Rig, outcome, run
 
 from dask_fleet.controller.clusters import for_jobs
@@ -17,9 +17,7 @@ from dask_fleet.protocol.cluster_frames import GrantSlots, JobCluster, NeedClust
 
 @run
 async def test_an_attempt_gets_its_cluster_once_and_it_ends_with_the_attempt() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a", slots=6, nworkers=3).connect()
-        clusters = rig.controller.clusters
+    async with one_host(slots=6, nworkers=3) as (rig, host, clusters):
         job = await rig.submit("a")
         ask = NeedCluster(job.seq, job.run, 1, b"csr", tasks=100, width=3)
         host.say(ask, ask)
@@ -41,8 +39,7 @@ async def test_an_attempt_gets_its_cluster_once_and_it_ends_with_the_attempt() -
 
 @run
 async def test_what_can_never_be_had_is_told_at_once() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a", slots=4, nworkers=2).connect()
+    async with one_host(slots=4, nworkers=2) as (rig, host, _):
         job = await rig.submit("a")
         host.say(NeedCluster(job.seq, job.run, 1, b"csr", n_workers=9))
         await work(rig, host)
@@ -59,8 +56,7 @@ async def test_what_can_never_be_had_is_told_at_once() -> None:
 
 @run
 async def test_threads_that_no_shared_process_has_take_a_process_of_their_own() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a", slots=4, nworkers=4).connect()
+    async with one_host(slots=4, nworkers=4) as (rig, host, _):
         job = await rig.submit("a")
         host.say(NeedCluster(job.seq, job.run, 1, b"csr", n_workers=1, threads_per_worker=2))
         await work(rig, host)
@@ -69,9 +65,7 @@ async def test_threads_that_no_shared_process_has_take_a_process_of_their_own() 
 
 @run
 async def test_only_the_attempt_whose_scheduler_is_lost_hears_of_it_and_asks_anew() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a", slots=8, nworkers=4).connect()
-        clusters = rig.controller.clusters
+    async with one_host(slots=8, nworkers=4) as (rig, host, clusters):
         jobs = [await rig.submit(name) for name in "ab"]
         host.say(*(NeedCluster(job.seq, job.run, 1, b"csr", n_workers=1) for job in jobs))
         await work(rig, host)
@@ -122,8 +116,7 @@ async def test_a_full_disk_postpones_a_jobs_cluster() -> None:
 
 
 async def _postpones(patch: pytest.MonkeyPatch) -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a", slots=4, nworkers=2).connect()
+    async with one_host(slots=4, nworkers=2) as (rig, host, _):
         job = await rig.submit("a")
         create, tries = rig.ledger.create_cluster, 0
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.controller.clusters.hosts import Host, new, now, work
-from tests.unit.controller.rig import Rig, run
+from tests.unit.controller.clusters.hosts import new, now, one_host, work
+from tests.unit.controller.rig import run
 
 from dask_fleet.controller.clusters import placing
 from dask_fleet.controller.clusters.capacity import Host as Place
@@ -38,9 +38,7 @@ def test_neither_first_workers_nor_growth_take_them_and_clusters_of_jobs_may() -
 
 @run
 async def test_a_cluster_of_all_slots_gets_all_but_those_kept_for_jobs() -> None:
-    async with Rig(job_share=0.1) as rig:
-        host = Host(rig, "local-a", slots=4).connect()
-        clusters = rig.controller.clusters
+    async with one_host(slots=4, job_share=0.1) as (rig, host, clusters):
         record = await clusters.create(new(n_workers=4))
         late = await clusters.create(new("late", n_workers=1, user="eve"))
         await work(rig, host)

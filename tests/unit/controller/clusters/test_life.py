@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.unit.controller.clusters.hosts import Host, new, now, work
+from tests.unit.controller.clusters.hosts import Host, new, now, one_host, work
 from tests.unit.controller.rig import Rig, run
 
 from dask_fleet.ledger.memory import MemoryLedger
@@ -36,9 +36,7 @@ from dask_fleet.protocol.cluster_frames import (
 
 @run
 async def test_a_cluster_comes_up_is_signed_for_and_closes() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a").connect()
-        clusters = rig.controller.clusters
+    async with one_host() as (rig, host, clusters):
         record = await clusters.create(new(threads_per_worker=2), b"csr")
         await work(rig, host)
         record = await now(clusters, record)
@@ -103,9 +101,7 @@ async def test_it_starts_with_what_is_there_says_what_it_waits_for_and_grows() -
 
 @run
 async def test_a_cluster_without_workers_gets_its_scheduler_at_once() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a", slots=1).connect()
-        clusters = rig.controller.clusters
+    async with one_host(slots=1) as (rig, host, clusters):
         full = await clusters.create(new("full", n_workers=1))
         await work(rig, host)
         empty = await clusters.create(new("empty", n_workers=0))
@@ -151,9 +147,7 @@ async def test_a_lost_scheduler_is_replaced_at_once_and_the_zombie_is_fenced() -
 
 @run
 async def test_a_scheduler_that_dies_again_and_again_is_given_up() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a").connect()
-        clusters = rig.controller.clusters
+    async with one_host() as (rig, host, clusters):
         record = await clusters.create(new())
         await work(rig, host)
         for epoch in range(1, 5):
@@ -204,9 +198,7 @@ async def test_the_agent_is_lost_and_the_cluster_goes_on_elsewhere() -> None:
 
 @run
 async def test_a_lost_worker_is_replaced() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a").connect()
-        clusters = rig.controller.clusters
+    async with one_host() as (rig, host, clusters):
         record = await clusters.create(new(n_workers=2))
         await work(rig, host)
         host.lose_worker(next(iter(host.workers)), "it took more memory than it may")
@@ -219,10 +211,8 @@ async def test_a_lost_worker_is_replaced() -> None:
 
 @run
 async def test_workers_that_can_never_start_end_the_cluster() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a").connect()
+    async with one_host() as (rig, host, clusters):
         host.joins = False
-        clusters = rig.controller.clusters
         record = await clusters.create(new(n_workers=1, preload=("nonsense",)))
         for _ in range(6):
             await work(rig, host)
@@ -237,9 +227,7 @@ async def test_workers_that_can_never_start_end_the_cluster() -> None:
 
 @run
 async def test_scaling_down_moves_the_data_first() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a").connect()
-        clusters = rig.controller.clusters
+    async with one_host() as (rig, host, clusters):
         record = await clusters.create(new(n_workers=4))
         await work(rig, host)
         host.retires = False
@@ -266,9 +254,7 @@ async def test_scaling_down_moves_the_data_first() -> None:
 
 @run
 async def test_idle_clusters_and_old_ones_are_closed() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a").connect()
-        clusters = rig.controller.clusters
+    async with one_host() as (rig, host, clusters):
         idle = await clusters.create(new("idle", n_workers=1, idle_timeout_s=60.0))
         busy = await clusters.create(new("busy", n_workers=1, idle_timeout_s=60.0))
         old = await clusters.create(new("old", n_workers=1, max_lifetime_s=90.0))
@@ -356,9 +342,7 @@ async def test_bad_requests_are_refused_and_leave_nothing() -> None:
 
 @run
 async def test_lost_frames_are_mended_when_the_agent_comes_back() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a").connect()
-        clusters = rig.controller.clusters
+    async with one_host() as (rig, host, clusters):
         record = await clusters.create(new(n_workers=2))
         await rig.settle()
         assert [type(frame) for frame in host.take()][1:] == [OpenCluster, GrantSlots, GrantSlots]  # and they are lost
@@ -384,9 +368,7 @@ async def test_lost_frames_are_mended_when_the_agent_comes_back() -> None:
 
 @run
 async def test_frames_without_an_answer_are_sent_again() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a").connect()
-        clusters = rig.controller.clusters
+    async with one_host() as (rig, host, clusters):
         record = await clusters.create(new(n_workers=1))
         await rig.settle()
         host.take()
@@ -405,10 +387,8 @@ async def test_frames_without_an_answer_are_sent_again() -> None:
 
 @run
 async def test_a_scheduler_that_never_answers_is_lost() -> None:
-    async with Rig() as rig:
-        host = Host(rig, "local-a").connect()
+    async with one_host() as (rig, host, clusters):
         host.opens = False
-        clusters = rig.controller.clusters
         record = await clusters.create(new(n_workers=1))
         for _ in range(13):
             await work(rig, host)
@@ -422,9 +402,7 @@ async def test_a_scheduler_that_never_answers_is_lost() -> None:
 @run
 async def test_a_restarted_server_takes_running_clusters_up() -> None:
     ledger = None
-    async with Rig() as rig:
-        host = Host(rig, "local-a", slots=4).connect()
-        clusters = rig.controller.clusters
+    async with one_host(slots=4) as (rig, host, clusters):
         kept = await clusters.create(new("kept", n_workers=2))
         lost = await clusters.create(new("lost", n_workers=1))
         closing = await clusters.create(new("closing", n_workers=1))
@@ -512,9 +490,7 @@ class FullLedger(MemoryLedger):
 @run
 async def test_a_full_ledger_postpones() -> None:
     ledger = FullLedger()
-    async with Rig(ledger=ledger) as rig:
-        host = Host(rig, "local-a").connect()
-        clusters = rig.controller.clusters
+    async with one_host(ledger=ledger) as (rig, host, clusters):
         record = await clusters.create(new())
         await work(rig, host)
         host.lose_worker(next(iter(host.workers)))

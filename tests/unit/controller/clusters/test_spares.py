@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.unit.controller.clusters.hosts import FaultyLedger, Host, new, now, work
+from tests.unit.controller.clusters.hosts import FaultyLedger, Host, new, now, one_host, work
 from tests.unit.controller.rig import HandClock, Rig, outcome, run
 
 from dask_fleet.controller.clusters.spare_plan import ACTIVE_S
@@ -46,9 +46,7 @@ def free_slots(host: Host) -> int:
 
 @run
 async def test_one_is_made_for_who_was_here_and_handed_out_in_the_same_breath() -> None:
-    async with Rig(spare_clusters=1) as rig:
-        host = Host(rig, "local-a").connect()
-        clusters = rig.controller.clusters
+    async with one_host(spare_clusters=1) as (rig, host, clusters):
         await use(rig, host, idle_timeout_s=100.0, max_lifetime_s=1000.0)
         spare = await the_spare(rig)
         assert len(await rig.ledger.slot_leases(cluster_id=spare.cluster_id)) == 2
@@ -87,9 +85,7 @@ async def test_one_is_made_for_who_was_here_and_handed_out_in_the_same_breath() 
 @run
 async def test_who_asks_twice_gets_one() -> None:
     """The answer was lost on the way: the same request finds what it has made, also after a restart, also once it ended."""
-    async with Rig(spare_clusters=1) as rig:
-        host = Host(rig, "local-a").connect()
-        clusters = rig.controller.clusters
+    async with one_host(spare_clusters=1) as (rig, host, clusters):
         await use(rig, host, cluster_id="cluster-first")
         request = new("mine")
         one, other = await asyncio.gather(clusters.create(request), clusters.create(request))
@@ -130,9 +126,7 @@ async def test_who_asks_twice_gets_one() -> None:
 
 @run
 async def test_two_who_ask_at_once_get_two_clusters_and_one_of_them_the_spare() -> None:
-    async with Rig(spare_clusters=1) as rig:
-        host = Host(rig, "local-a").connect()
-        clusters = rig.controller.clusters
+    async with one_host(spare_clusters=1) as (rig, host, clusters):
         await use(rig, host)
         spare = await the_spare(rig)
         one, other = await asyncio.gather(clusters.create(new("x")), clusters.create(new("y")))
@@ -146,9 +140,7 @@ async def test_two_who_ask_at_once_get_two_clusters_and_one_of_them_the_spare() 
 
 @run
 async def test_it_is_scaled_to_what_is_asked_for() -> None:
-    async with Rig(spare_clusters=1) as rig:
-        host = Host(rig, "local-a", slots=8).connect()
-        clusters = rig.controller.clusters
+    async with one_host(slots=8, spare_clusters=1) as (rig, host, clusters):
         await use(rig, host)
         spare = await the_spare(rig)
         larger = await clusters.create(new("larger", n_workers=4))
@@ -168,9 +160,7 @@ async def test_it_is_scaled_to_what_is_asked_for() -> None:
 
 @run
 async def test_another_tenant_or_another_shape_does_not_get_it() -> None:
-    async with Rig(spare_clusters=1) as rig:
-        host = Host(rig, "local-a", slots=16).connect()
-        clusters = rig.controller.clusters
+    async with one_host(slots=16, spare_clusters=1) as (rig, host, clusters):
         await use(rig, host)
         spare = await the_spare(rig)
         for request in (new("theirs", tenant="other"), new("wide", threads_per_worker=2), new("shared", shared=True)):
@@ -181,9 +171,7 @@ async def test_another_tenant_or_another_shape_does_not_get_it() -> None:
 
 @run
 async def test_it_counts_for_nobody() -> None:
-    async with Rig(spare_clusters=1, max_clusters_per_user=1) as rig:
-        host = Host(rig, "local-a", slots=8).connect()
-        clusters = rig.controller.clusters
+    async with one_host(slots=8, spare_clusters=1, max_clusters_per_user=1) as (rig, host, clusters):
         await use(rig, host)
         await clusters.create(new("mine"))
         await work(rig, host)
@@ -196,8 +184,7 @@ async def test_it_counts_for_nobody() -> None:
 
 @run
 async def test_a_job_gets_its_slots_at_once() -> None:
-    async with Rig(spare_clusters=1) as rig:
-        host = Host(rig, "local-a", slots=3, nworkers=3).connect()
+    async with one_host(slots=3, nworkers=3, spare_clusters=1) as (rig, host, _):
         await use(rig, host)
         assert free_slots(host) == 1, "one slot is left for a job that comes alone"
         first = await rig.submit("1")
@@ -219,8 +206,7 @@ async def test_a_job_gets_its_slots_at_once() -> None:
 
 @run
 async def test_it_does_not_take_the_last_slot_from_jobs() -> None:
-    async with Rig(spare_clusters=1) as rig:
-        host = Host(rig, "local-a", slots=2, nworkers=2).connect()
+    async with one_host(slots=2, nworkers=2, spare_clusters=1) as (rig, host, _):
         await use(rig, host, n_workers=2)
         assert (await the_spare(rig)).spec.n_workers == 1
         assert free_slots(host) == 1
@@ -231,9 +217,7 @@ async def test_it_does_not_take_the_last_slot_from_jobs() -> None:
 
 @run
 async def test_clusters_in_need_get_its_slots() -> None:
-    async with Rig(spare_clusters=1) as rig:
-        host = Host(rig, "local-a", slots=4).connect()
-        clusters = rig.controller.clusters
+    async with one_host(slots=4, spare_clusters=1) as (rig, host, clusters):
         await use(rig, host)
         spare = await the_spare(rig)
         wide = await clusters.create(new("wide", n_workers=1, threads_per_worker=4))
@@ -261,8 +245,7 @@ async def test_clusters_in_need_get_its_slots() -> None:
 
 @run
 async def test_it_goes_when_its_tenant_has_gone() -> None:
-    async with Rig(spare_clusters=1) as rig:
-        host = Host(rig, "local-a").connect()
+    async with one_host(spare_clusters=1) as (rig, host, _):
         await use(rig, host)
         await rig.advance(ACTIVE_S - 10)
         await the_spare(rig)
@@ -277,8 +260,7 @@ async def test_it_goes_when_its_tenant_has_gone() -> None:
 
 @run
 async def test_one_that_breaks_is_closed_and_made_again_later() -> None:
-    async with Rig(spare_clusters=1) as rig:
-        host = Host(rig, "local-a").connect()
+    async with one_host(spare_clusters=1) as (rig, host, _):
         await use(rig, host)
         spare = await the_spare(rig)
         host.lose_worker(next(iter(host.workers)))
@@ -298,9 +280,7 @@ async def test_one_that_breaks_is_closed_and_made_again_later() -> None:
 
 @run
 async def test_a_scheduler_that_dies_while_it_is_handed_out() -> None:
-    async with Rig(spare_clusters=1) as rig:
-        host = Host(rig, "local-a").connect()
-        clusters = rig.controller.clusters
+    async with one_host(spare_clusters=1) as (rig, host, clusters):
         await use(rig, host)
         spare = await the_spare(rig)
         asked = asyncio.create_task(clusters.create(new("mine")))
@@ -318,9 +298,7 @@ async def test_a_scheduler_that_dies_while_it_is_handed_out() -> None:
 async def test_a_full_ledger_hands_nothing_out_and_keeps_it() -> None:
     clock = HandClock()
     ledger = FaultyLedger(clock=clock)
-    async with Rig(ledger=ledger, clock=clock, spare_clusters=1) as rig:
-        host = Host(rig, "local-a").connect()
-        clusters = rig.controller.clusters
+    async with one_host(ledger=ledger, clock=clock, spare_clusters=1) as (rig, host, clusters):
         await use(rig, host)
         spare = await the_spare(rig)
         ledger.is_full = True
@@ -332,8 +310,7 @@ async def test_a_full_ledger_hands_nothing_out_and_keeps_it() -> None:
 
 @run
 async def test_a_restarted_server_keeps_a_spare_and_ends_what_was_half_made() -> None:
-    async with Rig(spare_clusters=1) as rig:
-        host = Host(rig, "local-a").connect()
+    async with one_host(spare_clusters=1) as (rig, host, _):
         await use(rig, host)
         spare = await the_spare(rig)
         half = await rig.ledger.create_cluster(new("half", kind=ClusterKind.SPARE, user=""))
@@ -361,8 +338,7 @@ async def test_a_restarted_server_keeps_a_spare_and_ends_what_was_half_made() ->
 
 @run
 async def test_without_them_there_are_none() -> None:
-    async with Rig(spare_clusters=0) as rig:
-        host = Host(rig, "local-a").connect()
+    async with one_host(spare_clusters=0) as (rig, host, _):
         await use(rig, host)
         await rig.advance(10)
         assert await rig.ledger.clusters() == []
