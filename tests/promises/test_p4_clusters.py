@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.promises.form import FULL, Record, Serve
+from tests.promises.latecomers import Latecomers, thirds
 
 from dask_fleet.protocol.cluster_frames import (
     CloseCluster,
@@ -20,7 +21,6 @@ from dask_fleet.protocol.cluster_frames import (
     SlotsLeft,
     TakeSlots,
 )
-from dask_fleet.testing.fake_agent import FakeAgent
 from dask_fleet.testing.served import ServedFleet
 
 pytestmark = pytest.mark.promise
@@ -56,16 +56,9 @@ async def haunt(fleet: ServedFleet, *, is_fenced: bool) -> tuple[int, int]:
     taken, ended
         As of the `Verdict`.
     """
-    token = (fleet.data_dir / "agent.token").read_text("ascii").strip()
-    third = CLUSTERS // 3
+    agents, third = Latecomers(fleet, CLUSTERS), CLUSTERS // 3
 
-    def agent(name: str, **options: object) -> FakeAgent:
-        return FakeAgent(fleet.url, token, agent=f"local-{name}", slots=CLUSTERS, **options)  # type: ignore[arg-type]
-
-    async with agent("first") as first:
-        assert first.welcome is not None
-        ledger_id = first.welcome.ledger_id
-        await first.ready()
+    async with agents.first() as first:
         ids = await asyncio.to_thread(_make_all, fleet)
         for frame in await first.take(OpenCluster, CLUSTERS):
             await first.send(ClusterOpened(frame.cluster, frame.epoch, FIRST, "", b"ca"))
@@ -74,7 +67,7 @@ async def haunt(fleet: ServedFleet, *, is_fenced: bool) -> tuple[int, int]:
         await asyncio.to_thread(fleet.until, lambda: _workers(fleet) == CLUSTERS, "the first epoch", timeout_s=60)
 
     order = sorted(ids)
-    early, between, late = order[:third], order[third : 2 * third], order[2 * third :]
+    early, between, late = thirds(order)
 
     def says(clusters: list[str]) -> list[ClusterOpened | SlotsJoined]:
         return [
@@ -82,14 +75,14 @@ async def haunt(fleet: ServedFleet, *, is_fenced: bool) -> tuple[int, int]:
             *(SlotsJoined(old[cluster], FIRST) for cluster in clusters),
         ]
 
-    async with agent("second") as second:  # of the first one's name: so that one is known to be dead
+    async with agents.second() as second:
         await second.ready()
         opens = await second.take(OpenCluster, CLUSTERS)
         grants = await second.take(GrantSlots, CLUSTERS)
         assert {frame.epoch for frame in opens} == {2}
         assert not {grant.lease for grant in grants} & set(old.values())
         refs = [ClusterRef(cluster, 1) for cluster in order]
-        async with agent("first", ledger_id=ledger_id, clusters=refs, leases=list(old.values())) as zombie:
+        async with agents.zombie(clusters=refs, leases=list(old.values())) as zombie:
             ended = len(await zombie.take(TakeSlots, CLUSTERS))  # frames come in order: the schedulers' came before
             await zombie.send(*says(early))
             ended += len(await zombie.take(TakeSlots, third))

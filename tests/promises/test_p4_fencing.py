@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import pytest
 from tests.promises.form import FULL, Record, Serve
+from tests.promises.latecomers import Latecomers, thirds
 from tests.promises.survivors import Survivors, living
 
 from dask_fleet.protocol.frames import Start
-from dask_fleet.testing.fake_agent import FakeAgent, ref, succeeded
+from dask_fleet.testing.fake_agent import ref, succeeded
 from dask_fleet.testing.served import ServedFleet
 
 pytestmark = pytest.mark.promise
@@ -46,28 +47,20 @@ async def haunt(fleet: ServedFleet) -> list[str]:
     A third of the zombie's outcomes arrives while the job waits for attempt 2, a third while attempt 2 runs, a third after
     it has ended. Returns the ids of the jobs.
     """
-    token = (fleet.data_dir / "agent.token").read_text("ascii").strip()
-    third = LATE_WRITES // 3
+    agents = Latecomers(fleet, LATE_WRITES)
 
-    def agent(name: str, **options: object) -> FakeAgent:
-        return FakeAgent(fleet.url, token, agent=f"local-{name}", slots=LATE_WRITES, **options)  # type: ignore[arg-type]
-
-    async with agent("first") as first:
-        assert first.welcome is not None
-        ledger_id = first.welcome.ledger_id
-        await first.ready()
+    async with agents.first() as first:
         await asyncio.to_thread(
             fleet.until, lambda: any(one["versions"] for one in fleet.status()["agents"]), "the agent to be ready"
         )
         ids = await asyncio.to_thread(_post_all, fleet)
         lost = {start.seq: start for start in await first.take(Start, LATE_WRITES)}
     assert {start.attempt for start in lost.values()} == {1}
-    order = sorted(lost)
-    early, between, late = order[:third], order[third : 2 * third], order[2 * third :]
+    early, between, late = thirds(sorted(lost))
 
-    async with agent("second") as second:  # of the first one's name: so that one is known to be dead
+    async with agents.second() as second:
         await asyncio.to_thread(fleet.until, lambda: fleet.status()["queued"] == LATE_WRITES, "the jobs to be queued again")
-        async with agent("first", ledger_id=ledger_id, held=[ref(start) for start in lost.values()]) as zombie:
+        async with agents.zombie(held=[ref(start) for start in lost.values()]) as zombie:
             await zombie.deliver(*(succeeded(lost[seq], ZOMBIE) for seq in early))
             # The twin has no fence: there, what the zombie could write has ended, and is not started again.
             await second.ready()
