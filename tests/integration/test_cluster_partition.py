@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 from distributed import Client
+from tests.alive import alive
 from tests.integration.core_fleet import CoreFleet
 from tests.integration.namespaces import Side, two_hosts
 from tests.integration.remote_agent import RemoteAgent, connected, remote_agent
@@ -87,7 +88,7 @@ def test_a_cluster_goes_on_beyond_a_cut_wire_and_gets_its_slots_back(
         healed_at = time.monotonic()
         fleet.until(lambda: document()["workers"] == 3, "another worker beyond", timeout_s=PATIENCE_S)
         healed_s = time.monotonic() - healed_at
-        fleet.until(lambda: not psutil.pid_exists(old), "the old one's end", timeout_s=PATIENCE_S)
+        fleet.until(lambda: not alive([old]), "the old one's end", timeout_s=PATIENCE_S)
         client.wait_for_workers(3, timeout=PATIENCE_S)
         assert client.submit(sum, kept, pure=False).result(timeout=PATIENCE_S) == sum(n * n for n in range(60))
         after = document()

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from distributed import Client, Future
+from tests.alive import alive
 from tests.integration.remote_agent import remote_agent
 
 from dask_fleet import FleetCluster
@@ -106,7 +107,7 @@ def test_a_lost_agent_costs_a_cluster_its_workers_there_and_no_result(
         assert (after["epoch"], after["address"]) == (1, before["address"])
         client.wait_for_workers(3, timeout=PATIENCE_S)
         assert not pids(client) & theirs
-        fleet.until(lambda: not any(psutil.pid_exists(pid) for pid in theirs), "no process to be left", timeout_s=10)
+        fleet.until(lambda: not alive(theirs), "no process to be left", timeout_s=10)
     fleet.until(lambda: free_slots(fleet) == {"local": 2}, "all slots of the one that is left", timeout_s=PATIENCE_S)
 
 
@@ -133,7 +134,7 @@ def test_an_agent_that_slept_past_its_lease_ends_what_is_not_its_own_any_more(fl
         finally:
             os.kill(far.popen.pid, signal.SIGCONT)
         until_has(fleet, made, 3)
-        fleet.until(lambda: not any(psutil.pid_exists(pid) for pid in old), "the old worker to be gone", timeout_s=30)
+        fleet.until(lambda: not alive(old), "the old worker to be gone", timeout_s=30)
         client.wait_for_workers(3, timeout=PATIENCE_S)
         assert len(pids(client)) == 3
         assert refused(fleet) > stale
@@ -166,7 +167,7 @@ def test_clients_compute_while_the_server_is_dead_and_the_next_one_takes_up(flee
         assert computes(client)
     fleet.until(lambda: not fleet.request("GET", "/v1/clusters").json()["clusters"], "it to close", timeout_s=PATIENCE_S)
     fleet.until(lambda: free_slots(fleet) == {"local": 2}, "both slots", timeout_s=PATIENCE_S)
-    fleet.until(lambda: not any(psutil.pid_exists(pid) for pid in mine), "its processes to end", timeout_s=PATIENCE_S)
+    fleet.until(lambda: not alive(mine), "its processes to end", timeout_s=PATIENCE_S)
 
 
 def test_server_and_agent_killed_together(fleet: ServedFleet) -> None:
@@ -178,7 +179,7 @@ def test_server_and_agent_killed_together(fleet: ServedFleet) -> None:
         theirs = {process.pid for process in psutil.Process(agent).children(recursive=True)}
         fleet.kill9()
         os.kill(agent, signal.SIGKILL)
-        fleet.until(lambda: not any(psutil.pid_exists(pid) for pid in theirs), "no process to be left", timeout_s=10)
+        fleet.until(lambda: not alive(theirs), "no process to be left", timeout_s=10)
         fleet.restart()
         after = until_has(fleet, made, 2)
         assert after["epoch"] == 2

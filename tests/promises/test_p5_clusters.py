@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 from distributed import Client, KilledWorker
+from tests.alive import alive
 from tests.promises.form import FULL, Record
 
 from dask_fleet import FleetCluster
@@ -118,7 +119,7 @@ def test_the_workers_of_an_earlier_epoch_are_gone(fleet: ServedFleet, record_pro
 
         fleet.until(replaced, "the second epoch with both workers", timeout_s=PATIENCE_S)
         took = time.monotonic() - begun
-        fleet.until(lambda: not any(psutil.pid_exists(pid) for pid in old), "the old workers to be gone", timeout_s=60)
+        fleet.until(lambda: not alive(old), "the old workers to be gone", timeout_s=60)
         with Client(beside, set_as_default=False) as client:
             assert client.run(os.getpid) == theirs
         story = fleet.request("GET", f"/v1/clusters/{made.cluster_id}/events").json()["events"]
@@ -140,9 +141,9 @@ def test_a_stopped_worker_keeps_its_slots_until_it_is_gone(fleet: ServedFleet, r
             lambda: not fleet.request("GET", "/v1/clusters").json()["clusters"], "the cluster to close", timeout_s=PATIENCE_S
         )
         # Closed means that nothing of it is left, not even one who cannot hear.
-        assert not psutil.pid_exists(stopped) or psutil.Process(stopped).status() == psutil.STATUS_ZOMBIE
+        assert not alive([stopped])
     finally:
-        if psutil.pid_exists(stopped):
+        if alive([stopped]):
             os.kill(stopped, signal.SIGCONT)
     fleet.until(lambda: fleet.status()["agents"][0]["free"] == 6, "all slots to be free", timeout_s=30)
     record_property("figures", "a stopped worker process is ended before its slots are given out")

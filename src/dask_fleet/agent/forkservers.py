@@ -16,6 +16,7 @@ import time
 import types
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver
+from multiprocessing import process as processes
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,8 @@ def _start(process: ForkServerProcess) -> None:
         process.start()
     finally:
         sys.modules["__main__"] = main
+    # Each start asks all that were started before how they have ended, and that can be read once: it is ours to read.
+    getattr(processes, "_children").discard(process)  # noqa: B009
 
 
 def _handle() -> Any:

@@ -237,11 +237,13 @@ class AgentProcess:
 
     def workers(self) -> list[psutil.Process]:
         """The worker processes: children of the forkserver that are not adopted from elsewhere, nor its standby."""
-        forkserver = self.forkserver()
-        if forkserver is None:
-            return []
         own = {process.pid for process in self.members()}
-        return [process for process in forkserver.children() if process.pid in own and process.name() != "fleet-forksrv"]
+        found = []
+        for process in self._forked():
+            with suppress(psutil.NoSuchProcess):
+                if process.pid in own and process.name() != "fleet-forksrv":
+                    found.append(process)
+        return found
 
     def forkserver(self) -> psutil.Process | None:
         for process in psutil.Process(self.popen.pid).children():
@@ -252,12 +254,18 @@ class AgentProcess:
 
     def standby(self) -> psutil.Process | None:
         """The forkserver that waits for the death of the one in use."""
-        forkserver = self.forkserver()
-        for process in [] if forkserver is None else forkserver.children():
+        for process in self._forked():
             with suppress(psutil.NoSuchProcess):
                 if process.name() == "fleet-forksrv" and _selects(process.pid):  # not a child that has yet to name itself
                     return process
         return None
+
+    def _forked(self) -> list[psutil.Process]:
+        forkserver = self.forkserver()
+        with suppress(psutil.NoSuchProcess):
+            if forkserver is not None:
+                return list(forkserver.children())
+        return []
 
     def log(self) -> str:
         return (self.data_dir / "agent.log").read_text()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.alive import alive
 from tests.integration.agent.conftest import Shared, shared_fleet
 from tests.integration.agent.fake_server import FakeServer, fleet, run, until
 
@@ -91,7 +92,7 @@ class TestMemory:
             assert "it had with the process it had started" in lost(outcome, Cause.MEMORY_LIMIT, Blame.ALONE)
             assert outcome.failure is not None
             assert 0.95 * LIMIT_MIB * MIB <= (outcome.failure.peak_bytes or 0) < 6 * 1024 * MIB
-            await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, timeout_s=10)
+            await until(lambda: not alive([child.pid]), timeout_s=10)
 
         calm(limited, scene, slots=4)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
+from tests.alive import alive
 from tests.integration.agent.conftest import Shared, shared_fleet
 from tests.integration.agent.fake_server import FakeServer, agent_process, fleet, make_data_dir, run, until
 
@@ -61,7 +62,7 @@ def test_what_a_function_has_spawned_ends_with_its_process(mortal: Shared, tmp_p
         child = psutil.Process(int((tmp_path / "pid").read_text()))
         await server.cancel(start, grace_s=0.0)
         assert (await server.outcome(start)).state is AttemptState.CANCELLED
-        await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, what="the child's end")
+        await until(lambda: not alive([child.pid]), what="the child's end")
 
     mortal.do(scene)
 
@@ -84,7 +85,7 @@ def test_kill_9_leaves_no_orphan(tmp_path: Path, victim: str) -> None:
             assert forkserver is not None
             forkserver.kill()
             assert (await server.outcome(start)).state is AttemptState.LOST
-            await until(lambda: not any(w.is_running() and w.status() != psutil.STATUS_ZOMBIE for w in workers))
+            await until(lambda: not alive(w.pid for w in workers))
             await until(lambda: server.ready[-1].slots == 2)
             assert await server.value("double", n=1) == 2  # by a worker of a new forkserver
             await until(lambda: len(agent.workers()) == 2)

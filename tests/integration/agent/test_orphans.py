@@ -6,8 +6,8 @@ import os
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
+from tests.alive import alive
 from tests.integration.agent.fake_server import FakeServer, agent_process, fleet, run, until
 from tests.promises.form import FULL
 
@@ -16,17 +16,6 @@ from dask_fleet.model.states import AttemptState
 GONE_S = 10.0
 """Promised."""
 ROUNDS = 50 if FULL else 3
-
-
-def alive(pids: list[int]) -> list[int]:
-    found = []
-    for pid in pids:
-        try:
-            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-                found.append(pid)
-        except psutil.NoSuchProcess:
-            continue
-    return found
 
 
 async def scatter(server: FakeServer, path: Path, **more: object) -> list[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.alive import alive
 from tests.integration.agent.fake_server import AgentProcess, fleet, run, until
 
 from dask_fleet.model.failure import Cause
@@ -53,7 +54,7 @@ def test_without_one_a_forkserver_is_started_afresh(tmp_path: Path) -> None:
             forkserver.suspend()  # so that it cannot tell of the other's death
             standby.kill()
             forkserver.kill()
-            await until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+            await until(lambda: not alive([worker.pid]))
             await until(lambda: (there := agent.workers()) and there != [worker], what="its successor")
             assert await server.value("double", n=2) == 4
             assert (await pair(agent))[0].pid not in {forkserver.pid, standby.pid}
@@ -81,7 +82,7 @@ def test_it_does_not_outlive_its_agent(tmp_path: Path, first: str) -> None:
             forkserver.suspend()  # it shall end nobody
             for victim in (agent, forkserver) if first == "agent" else (forkserver, agent):
                 victim.kill()
-            await until(lambda: not standby.is_running() or standby.status() == psutil.STATUS_ZOMBIE)
+            await until(lambda: not alive([standby.pid]))
             await until(lambda: not agent.members(), what="the end of all")
 
     run(scene)
