@@ -1,6 +1,6 @@
 """From nothing to a first result: `FleetCluster` beside ``LocalCluster`` and dask-gateway's local backend, in one run.
 
-    python -m benchmarks.fleet_cluster [--rounds 15] [--gateway VENV] [--json FILE]
+    python -m benchmarks.fleet_cluster [--rounds 15] [--gateway VENV] [--json FILE] [--output docs/benchmarks.md]
 
 Each round takes a cluster of two workers from each system in turn, computes one task and gives it back, so that a slow
 minute of the machine hits all alike; medians are shown. Fleet's and the gateway's connections are under mutual TLS,
@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import report
 from dask_fleet.testing.served import ServedFleet
 
 WARM_UP = 3
@@ -39,6 +40,9 @@ SETTLE_S = 60.0
 SPARE, SHARED, FRESH = (f"FleetCluster, {how} (TLS)" for how in ("from a spare", "shared processes", "fresh processes"))
 LOCAL, GATEWAY = "LocalCluster (no TLS)", "dask-gateway, local backend (TLS)"
 AIMS_MS = {SPARE: 60, SHARED: 130, FRESH: 280}
+TIMES = {LOCAL: 15, GATEWAY: 50}
+HEADING = "## Dask clusters: the first result"
+LOAD_BEFORE = os.getloadavg()[0]
 
 _GATEWAY_CONFIG = """
 python = {python!r}
@@ -165,18 +169,30 @@ def spare_is_ready(fleet: ServedFleet) -> bool:
     return any((each["kind"], each["status"], each["workers"]) == ("spare", "running", 2) for each in found)
 
 
-def report(figures: dict[str, list[float]]) -> None:
-    """Print medians, and how they stand to what they aim at."""
+def table(figures: dict[str, list[float]]) -> list[str]:
+    """Return medians, and how they stand to what they aim at, as lines of Markdown."""
     medians = {system: statistics.median(took_s) for system, took_s in figures.items()}
+    rounds = max(map(len, figures.values()))
+    lines = [
+        f"From nothing to a first result with two workers, in a warm process; {rounds} rounds in turn.",
+        "Fleet's and the gateway's connections are under mutual TLS, LocalCluster's are not. A whole program begins with",
+        f"its imports. Load average of the machine before: {LOAD_BEFORE:.1f}, of {os.cpu_count()} cores.",
+        "",
+        "| | median ms | best | worst | aim |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for system, took_s in figures.items():
-        aim_ms = AIMS_MS.get(system)
-        print(
-            f"{system:40} median {medians[system] * 1e3:7.0f} ms   best {min(took_s) * 1e3:7.0f}   "
-            f"worst {max(took_s) * 1e3:7.0f}   n={len(took_s)}" + (f"   aim {aim_ms}" if aim_ms else "")
-        )
-    for system, aim in ((LOCAL, 15), (GATEWAY, 50)):
-        if system in medians:
-            print(f"{SPARE} is {medians[system] / medians[SPARE]:.1f} times as fast as {system}   aim {aim}")
+        aim = f"≤ {AIMS_MS[system]}" if system in AIMS_MS else ""
+        if system in TIMES and system in medians:
+            aim = f"{medians[system] / medians[SPARE]:.1f} x the first (aim ≥ {TIMES[system]} x)"
+        figures_ms = " | ".join(f"{each * 1e3:.0f}" for each in (medians[system], min(took_s), max(took_s)))
+        lines.append(f"| {system} | {figures_ms} | {aim} |")
+    return lines
+
+
+def show_progress(number: int, rounds: int) -> None:
+    """Say on standard error which round it is: one takes about eight seconds."""
+    print(f"  round {number + 1} of {rounds}{' (warm-up)' if number < WARM_UP else ''}", file=sys.stderr, flush=True)
 
 
 def settled(fleet: ServedFleet) -> None:
@@ -192,6 +208,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--gateway", type=Path)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--output", type=Path, help="the report whose section on this is to be made anew")
     given = parser.parse_args()
 
     from distributed import LocalCluster
@@ -217,6 +234,7 @@ def main() -> None:
         if given.gateway is not None:
             systems[GATEWAY] = stack.enter_context(gateway(given.gateway, folder))
         for number in range(given.rounds + WARM_UP):
+            show_progress(number, given.rounds + WARM_UP)
             for system, measure in systems.items():
                 settled(fleet)
                 if system == SPARE and number > 0:
@@ -232,7 +250,11 @@ def main() -> None:
     for _ in range(max(3, given.rounds // 3)):
         for system, (make, call) in programs.items():
             figures.setdefault(system, []).append(cold(make, call))
-    report(figures)
+    lines = table(figures)
+    print("\n".join(lines))
+    if given.output is not None:
+        text = given.output.read_text(encoding="utf-8")
+        given.output.write_text(report.with_section(text, HEADING, lines), encoding="utf-8")
     if given.json is not None:
         given.json.write_text(json.dumps(figures))
 

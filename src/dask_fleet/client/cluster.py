@@ -6,7 +6,6 @@ import asyncio
 import atexit
 import contextlib
 import functools
-import math
 import threading
 import weakref
 from collections.abc import Generator, Iterable, Mapping
@@ -17,14 +16,12 @@ from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
 
 from distributed.core import Status, rpc
-from distributed.deploy.adaptive import Adaptive
-from distributed.deploy.cluster import Cluster
 from distributed.utils import Log, Logs, format_dashboard_link
 
-from dask_fleet.client import cluster_watch, embedded
-from dask_fleet.client.adaptive import FleetAdaptive
-from dask_fleet.client.cluster_request import Duration, memory_bytes, request_body, whole
+from dask_fleet.client import cluster_clients, cluster_watch, embedded
+from dask_fleet.client.cluster_request import Duration, request_body
 from dask_fleet.client.cluster_security import ClusterSecurity
+from dask_fleet.client.cluster_size import SizedCluster
 from dask_fleet.client.cluster_taking import ENDED, POLL_S, TELL_AFTER_S, Taken
 from dask_fleet.client.control import in_thread
 from dask_fleet.config import Secret, load_client_here
@@ -35,9 +32,10 @@ from dask_fleet.model.errors import FleetError, NotFound
 _FOUND_AGAIN_S = 60.0
 """How long a client that is being made waits for a scheduler in place of one that was lost."""
 _LOOK_S = 0.05
+_FIRST_LOOK_S = 5.0
 
 
-class FleetCluster(Cluster):  # type: ignore[misc]
+class FleetCluster(SizedCluster):
     """A Dask cluster taken from a fleet, usually within a fraction of a second.
 
     Without a server configured it runs on an embedded fleet: a process of its own on this machine, which ends with this one.
@@ -165,20 +163,22 @@ class FleetCluster(Cluster):  # type: ignore[misc]
         self._taken = Taken(None if on_embedded else found.settings, body, join=_join)
         self._timeout_s = None if timeout is None else parse_duration_s(timeout)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._leaving: set[str] = set()
-        """Names of workers that were given back and are still there: they are not to be given back twice."""
+        self._leaving = set()
         self._release: weakref.finalize[Any, Any] | None = None
         self.security: Any = None
         self.shutdown_on_close = shutdown_on_close
-        self.followed = False
+        self._info: Any = {"workers": {}}
+        self._info_is_there = threading.Event()
+        self.info_is_wanted = asyncio.Event()
+        """Somebody asks what the scheduler tells: do not wait with following it."""
         self.is_lost = False
         """Its scheduler does not answer, and no other one has been found yet."""
         self._asynchronous = asynchronous
         super().__init__(asynchronous=asynchronous, loop=loop, quiet=quiet, name=name or _join or "")
         if not asynchronous:
             try:
+                self._loop_runner.start()  # its thread comes up while the server answers
                 self._take()
-                self._loop_runner.start()
                 self.sync(self._begin)
             except BaseException:
                 self._give_up()
@@ -226,6 +226,8 @@ class FleetCluster(Cluster):  # type: ignore[misc]
                 async with asyncio.timeout(_FOUND_AGAIN_S):
                     while self._is_looked_for():  # noqa: ASYNC110 - whoever looks for it may end at any step
                         await asyncio.sleep(_LOOK_S)
+        if self.status == Status.running:
+            self._spawn(cluster_clients.quicken(weakref.ref(self)), "quicken")
         return self
 
     def _is_looked_for(self) -> bool:
@@ -314,108 +316,7 @@ class FleetCluster(Cluster):  # type: ignore[misc]
         await self.scheduler_comm.close_rpc()
         self._taken.let_go()
 
-    # ------------------------------------------------------------------ size
-
-    def scale(self, n: int | None = None, memory: str | float | None = None, cores: int | None = None) -> Any:
-        """Change the number of workers; those that leave have their data moved first.
-
-        Parameters
-        ----------
-        n
-            Workers.
-        memory, cores
-            Or as many workers as have so much together.
-
-        Raises
-        ------
-        ValueError
-            If it is no whole number of at least 0, or the workers' memory is not known.
-        QuotaExceeded, ClusterImpossible
-            If there can never be so many.
-        """
-        wanted = 0 if n is None else whole("n", n, 0)
-        if memory is not None:
-            wanted = max(wanted, math.ceil((memory_bytes(memory) or 0) / self._memory_per_worker()))
-        if cores is not None:
-            wanted = max(wanted, math.ceil(cores / self._document["threads_per_worker"]))
-        if self.asynchronous:
-            return self._spawn(self._scale(wanted), "scale")
-        return self.sync(self._scale, wanted)
-
-    def adapt(
-        self,
-        Adaptive: type[Adaptive] = FleetAdaptive,  # noqa: N803 - as Dask calls it
-        minimum: int = 0,
-        maximum: float = math.inf,
-        minimum_cores: int | None = None,
-        maximum_cores: int | None = None,
-        **options: Any,
-    ) -> Any:
-        """Let the number of workers follow the load; see ``distributed.Adaptive``."""
-        threads = self._document["threads_per_worker"]
-        if minimum_cores is not None:
-            minimum = max(minimum, math.ceil(minimum_cores / threads))
-        if maximum_cores is not None:
-            maximum = min(maximum, maximum_cores // threads)
-        return super().adapt(Adaptive=Adaptive, minimum=minimum, maximum=maximum, **options)
-
-    async def scale_down(self, workers: Iterable[Any]) -> None:
-        """Give these workers back, by name; of those that are still to come (see `plan`), any."""
-        names = set(map(str, workers)) - self._leaving
-        there = names & self.observed
-        self._leaving |= there
-        try:
-            await self._scale(max(0, self.n_workers - len(names)), there)
-        except BaseException:
-            self._leaving -= there
-            raise
-
-    async def scale_up(self, n: int) -> None:
-        """Have `n` workers."""
-        await self._scale(n)
-
-    @property
-    def n_workers(self) -> int:
-        """How many workers are wanted."""
-        return int(self._document.get("n_workers", self._taken.body["n_workers"]))
-
-    @property
-    def plan(self) -> set[str]:
-        """Names of the workers that are to be there; of those that are still to come, stand-ins."""
-        observed = self.observed
-        self._leaving &= observed
-        there = sorted(observed - self._leaving)
-        wanted = self.n_workers
-        return {*there[:wanted], *(f"to come {number}" for number in range(len(there), wanted))}
-
-    @property
-    def requested(self) -> set[str]:
-        """What the server has been asked for: the plan, always."""
-        return self.plan
-
-    @property
-    def observed(self) -> set[str]:
-        """Names of the workers that have joined."""
-        return {str(worker["name"]) for worker in self.scheduler_info["workers"].values()}
-
-    @property
-    def worker_spec(self) -> dict[str, dict[str, Any]]:
-        """Options of each worker of the plan, as ``distributed.SpecCluster`` has them."""
-        options = {
-            "nthreads": self._document.get("threads_per_worker"),
-            "memory_limit": self._document.get("memory_limit"),
-            "resources": self._document.get("resources"),
-        }
-        return {name: {"options": options} for name in sorted(self.plan)}
-
-    async def _scale(self, n: int, leave: Iterable[str] = ()) -> None:
-        await in_thread(lambda: self._taken.scale(n, leave))
-
-    def _memory_per_worker(self) -> int:
-        limit = self._document.get("memory_limit")
-        if not limit:
-            raise ValueError("to scale by memory, give the cluster a memory_limit; or scale by n or cores")
-        return int(limit)
+    # ------------------------------------------------------------------ what there is to see
 
     async def _wait_for_workers(self, n_workers: int = 0, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as Dask has it
         try:
@@ -426,11 +327,28 @@ class FleetCluster(Cluster):  # type: ignore[misc]
                 exc.add_note(f"The cluster waits for {self._document['waiting_for'] or 'nothing that the server knows of'}.")
             raise
 
-    # ------------------------------------------------------------------ what there is to see
+    @property
+    def followed(self) -> bool:
+        """Whether `scheduler_info` is up to date."""
+        return self._info_is_there.is_set()
 
     @property
-    def _document(self) -> dict[str, Any]:
-        return self._taken.document
+    def scheduler_info(self) -> Any:
+        """What the scheduler tells of itself and its workers. Right after the start the first look waits until it has."""
+        if self.status == Status.running and not (self.followed or self.is_lost or self.asynchronous):
+            self.loop.add_callback(self.info_is_wanted.set)
+            self._info_is_there.wait(_FIRST_LOOK_S)
+        return self._info
+
+    @scheduler_info.setter
+    def scheduler_info(self, info: Any) -> None:
+        self._info = info
+
+    def learn(self, info: Any) -> None:
+        """Take what a scheduler tells, which is followed from now on."""
+        self.scheduler_info = info
+        self.is_lost = False
+        self._info_is_there.set()
 
     @property
     def cluster_id(self) -> str:
@@ -523,12 +441,12 @@ class FleetCluster(Cluster):  # type: ignore[misc]
     async def _follow_to_new_scheduler(self) -> None:
         await self.renew()
         old = self.scheduler_comm
-        self.followed = False
-        self.scheduler_info: dict[str, Any] = {"workers": {}}
+        self._info_is_there.clear()
+        self.scheduler_info = {"workers": {}}
         self._connect(self._document["address"])
         self.is_lost = False
         await old.close_rpc()
-        await cluster_watch.move_clients(self, self._document["address"])
+        await cluster_clients.move_clients(self, self._document["address"])
         self._log(
             f"cluster {self.name} has a new scheduler at {self._document['address']}: futures of before are cancelled, "
             "submit them again"

@@ -11,10 +11,8 @@ import contextlib
 import logging
 import time
 import weakref
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from distributed import Client
 from distributed.comm import connect
 from distributed.core import Status
 from distributed.objects import SchedulerInfo
@@ -40,7 +38,13 @@ _RENEW_AT_LEAST_S = 0.5
 
 async def follow(cluster_ref: weakref.ref[FleetCluster]) -> None:
     """Keep `scheduler_info` up to date until the cluster is closed; when the scheduler is lost, ask what became of it."""
-    await asyncio.sleep(FOLLOW_AFTER_S)
+    if (cluster := cluster_ref()) is None:
+        return
+    wanted = cluster.info_is_wanted
+    del cluster
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FOLLOW_AFTER_S):
+            await wanted.wait()
     delay = _FIRST_DELAY_S
     while (cluster := cluster_ref()) is not None and cluster.status == Status.running:
         address, arguments = cluster.scheduler_address, cluster.connection_args
@@ -73,8 +77,7 @@ async def _subscribe(
             identity = await comm.read()
         if (cluster := cluster_ref()) is None:
             return
-        cluster.scheduler_info = SchedulerInfo(identity)
-        cluster.followed, cluster.is_lost = True, False
+        cluster.learn(SchedulerInfo(identity))
         del cluster
         while True:
             messages = await comm.read()
@@ -111,52 +114,3 @@ async def keep_certificate(cluster_ref: weakref.ref[FleetCluster]) -> None:
                 continue
         del cluster
         await asyncio.sleep(max(0.05, min(RENEW_STEP_S, due - now)))
-
-
-async def move_clients(cluster: FleetCluster, address: str) -> None:
-    """Connect the clients of `cluster` to its new scheduler.
-
-    Left to themselves they would try the old address until their time-out and close. Their futures are cancelled, as with
-    any scheduler that is lost; what is submitted from now on runs.
-    """
-    for client in list(Client._instances):  # noqa: SLF001 - Dask has no other way to a cluster's clients
-        if client.cluster is not cluster or client.status in ("closed", "closing") or client.loop is not cluster.loop:
-            continue
-        if client.scheduler is None:
-            continue  # it waits for the cluster, and asks it where to go
-        try:
-            async with asyncio.timeout(CONNECT_S * 2):
-                await _move(client, address)
-        except Exception as exc:  # noqa: BLE001 - a client of another version of Dask goes its own way, and says so itself
-            log.warning("a client did not follow its cluster to %s: %r; make a new one", address, exc)
-
-
-@contextlib.contextmanager
-def _unlogged_cancellation() -> Iterator[None]:
-    """Keep Dask from logging the end of a client's vain attempts to reconnect as an error, with a traceback."""
-
-    def other(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
-
-    logger = logging.getLogger("distributed.client")
-    logger.addFilter(other)
-    try:
-        yield
-    finally:
-        logger.removeFilter(other)
-
-
-async def _move(client: Any, address: str) -> None:
-    task = client._handle_report_task  # noqa: SLF001
-    if task is not None:
-        with _unlogged_cancellation():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-    for state in list(client.futures.values()):
-        state.cancel(reason="scheduler-connection-lost", msg="The scheduler was lost and another one has taken its place.")
-    client.futures.clear()
-    client.status = "connecting"
-    client.scheduler_comm = None
-    client.scheduler = client.rpc(address)
-    await client._ensure_connected(timeout=CONNECT_S)  # noqa: SLF001
-    client._handle_report_task = asyncio.create_task(client._handle_report(), name="client-report")  # noqa: SLF001

@@ -83,6 +83,8 @@ def test_a_program_of_dask_runs_and_its_slots_come_back(fleet: ServedFleet, opti
 def test_its_workers_are_there_when_it_is(options: dict[str, Any]) -> None:
     for _ in range(3):  # of spares and without
         with FleetCluster(n_workers=3, **options) as cluster, Client(cluster) as client:
+            assert {worker["nthreads"] for worker in cluster.scheduler_info["workers"].values()} == {1}
+            assert len(cluster.observed) == 3
             assert len(client.scheduler_info(n_workers=-1)["workers"]) == 3
             assert len(client.run(os.getpid)) == 3
             assert set(map(len, client.who_has(client.scatter([1, 2], broadcast=True)).values())) == {3}

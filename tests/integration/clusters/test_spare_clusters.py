@@ -78,6 +78,37 @@ def test_the_second_cluster_is_a_spare_and_ten_of_them_leave_nothing(fleet: Serv
     until(lambda: len(fleet.processes()) <= max(counts), "the processes of ten clusters to end")
 
 
+def seen_by_a_user(dask_scheduler: Any) -> dict[str, Any]:
+    return {
+        "connections": sum(bool(dask_scheduler.rpc.available.get(address)) for address in dask_scheduler.workers),
+        "tasks": len(dask_scheduler.tasks) + len(dask_scheduler.task_prefixes) + len(dask_scheduler.task_groups),
+        "log": len(dask_scheduler.transition_log) + len(dask_scheduler.computations),
+        "clients": sorted(client.partition("-")[0] for client in dask_scheduler.clients),
+    }
+
+
+def test_a_spare_has_rehearsed_and_shows_nothing_of_it(fleet: ServedFleet) -> None:
+    """What tells of it is that the scheduler has the connections over which it will collect results."""
+
+    wait_s = iter(range(1, 20))
+
+    def rehearsed() -> bool:
+        ready, calm_s = time.monotonic(), next(wait_s)
+        until(lambda: time.monotonic() - ready > calm_s, "it to have had the time")
+        with take(fleet) as cluster, Client(cluster) as client:
+            seen = client.run_on_scheduler(seen_by_a_user)
+            until(lambda: client.scheduler_comm.interval < 0.01, "the client to be let send sooner")
+        until(lambda: spare_is_ready(fleet), "the next spare")
+        connections = seen.pop("connections")
+        assert seen == {"tasks": 0, "log": 0, "clients": ["Client", "fire"]}
+        return bool(connections == 2)
+
+    with take(fleet):
+        pass
+    until(lambda: spare_is_ready(fleet), "a spare")
+    until(rehearsed, "a spare that has rehearsed")
+
+
 def test_jobs_get_the_slots_of_a_spare(fleet: ServedFleet) -> None:
     with take(fleet):
         pass

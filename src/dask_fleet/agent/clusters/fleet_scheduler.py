@@ -11,10 +11,13 @@ from distributed.http.utils import get_handlers
 
 from dask_fleet.agent.clusters import dask_config
 from dask_fleet.agent.clusters.frames import Open, SchedulerState
+from dask_fleet.agent.clusters.rehearsal import CLIENT_PREFIX
 from dask_fleet.agent.clusters.security import MemberSecurity
 
 IDLE_HEARTBEAT_S = 2.0
 """How often workers report when nothing is in flight. Dask says 0.5 s, which is most of what an idle cluster costs."""
+_NOBODY = ("Client-worker-", "fire-and-forget", CLIENT_PREFIX)
+"""Clients that are not anybody's who uses the cluster."""
 
 
 class FleetScheduler(Scheduler):  # type: ignore[misc]
@@ -59,7 +62,7 @@ class FleetScheduler(Scheduler):  # type: ignore[misc]
         """Return what the agent is told. Cheap: it looks at workers, not at tasks."""
         unrunnable = len(self.unrunnable)
         tasks = sum(len(worker.processing) for worker in self.workers.values()) + len(self.queued) + unrunnable
-        clients = sum(not client.startswith("Client-worker-") and client != "fire-and-forget" for client in self.clients)
+        clients = sum(not client.startswith(_NOBODY) for client in self.clients)
         idle_us = int(self.idle_since * 1e6) if self.idle_since and not tasks else 0
         return SchedulerState(cluster, len(self.workers), self.total_nthreads, tasks, unrunnable, clients, idle_us, lag_s)
 

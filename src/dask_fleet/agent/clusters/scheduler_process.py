@@ -37,6 +37,8 @@ _RECEIVE_BYTES = 1 << 18
 _CLOSE_S = 4.0
 _MOVE_S = 600.0
 """For workers with much data; whoever asked does not wait that long, but its copies are of use all the same."""
+_REHEARSE_AFTER_S, _REHEARSE_AT_MOST_AFTER_S = 0.1, 5.0
+"""First and longest time between two looks at whether all workers have come."""
 _KEEP_ALIVE_S = 10.0
 """A state that has not changed is repeated that often."""
 
@@ -103,13 +105,14 @@ class _Process:
             asyncio.create_task(self._report(request.report_s), name="report"),
             asyncio.create_task(scheduler.finished(), name="scheduler"),
         ]
+        rehearsal = asyncio.create_task(self._rehearse(), name="rehearsal")
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             reason = tasks[0].result() if tasks[0] in done else scheduler.close_reason
             for task in done:
                 task.result()
         finally:
-            for task in tasks:
+            for task in (*tasks, rehearsal):
                 task.cancel()
         try:
             async with asyncio.timeout(_CLOSE_S):
@@ -134,6 +137,19 @@ class _Process:
                     self._scheduler.limit_idle(frame.idle_timeout_s)
                 elif isinstance(frame, Open) and frame.cluster == self._cluster:
                     await self._send(Opened(frame.cluster, self._scheduler.address, self._scheduler.dashboard_url))
+
+    async def _rehearse(self) -> None:
+        """Let the cluster rehearse once its workers have come, unless somebody uses it by then."""
+        from dask_fleet.agent.clusters import rehearsal
+
+        scheduler, there, wait_s = self._scheduler, 0, _REHEARSE_AFTER_S
+        while rehearsal.is_unused(scheduler):
+            await asyncio.sleep(wait_s)
+            wait_s = min(_REHEARSE_AT_MOST_AFTER_S, wait_s * 1.5)
+            before, there = there, len(scheduler.workers)
+            if there == before and rehearsal.is_wanted(scheduler):
+                await rehearsal.rehearse(scheduler)
+                return
 
     async def _move(self, request: MoveData) -> None:
         """Let the data of workers be copied; they go on as members that get no new tasks."""
