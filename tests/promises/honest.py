@@ -1,73 +1,108 @@
-"""An honest client beside hostile ones: calls all the time on a connection of its own, and notes how long each takes."""
+"""An honest client beside hostile ones, in a process of its own: calls all the time, and notes when and how long."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-import time
+import subprocess
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
-
-from dask_fleet.testing.served import ServedFleet
+from typing import NamedTuple, Self
 
 PAUSE_S = 0.004
+_END_S = 90.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server under attack, and a function whose result is ``factor * n + summand``."""
+
+    url: str
+    token: str
+    pid: int
+    """Of its process."""
+    path: str = "/v1/tiny/double"
+    factor: int = 2
+    summand: int = 0
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        return host, int(port)
+
+
+class Call(NamedTuple):
+    """One call of the honest client."""
+
+    begin: float
+    """``time.monotonic``, the same for all processes."""
+    seconds: float
+    """As the client waited."""
+    busy_s: float
+    """Of these, the processor time that the server's process took: what the client waited for because of the server and
+    not because of whatever else runs on the machine."""
 
 
 class Honest:
-    """``async with Honest(fleet) as honest``: asks for results that are there already, and now and then for a new one."""
+    """``with Honest(target) as honest``: asks for results that are there already, and now and then for a new one.
 
-    def __init__(self, fleet: ServedFleet, *, first: int = 0) -> None:
-        host, port = fleet.url.removeprefix("http://").split(":")
-        self._address = host, int(port)
-        self._head = (
-            f"POST /v1/tiny/double HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {fleet.token}\r\n"
-            "Prefer: wait=30\r\nContent-Type: application/json\r\nContent-Length: "
-        )
-        self._next = first
-        self.seconds: list[float] = []
-        """Of the repeated calls, which the server answers alone."""
+    Its figures are there when the block has ended.
+    """
+
+    def __init__(
+        self, target: Target, *, first: int = 0, pause_s: float = PAUSE_S, cores: Collection[int] = ()
+    ) -> None:
+        self._order = {
+            "address": target.address,
+            "token": target.token,
+            "pid": target.pid,
+            "path": target.path,
+            "factor": target.factor,
+            "summand": target.summand,
+            "first": first,
+            "pause_s": pause_s,
+            "cores": sorted(cores),
+        }
+        self.calls: list[Call] = []
+        """Of repeated calls, which the server answers alone."""
         self.failed: list[str] = []
 
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._call_all(), name="honest")
+    def __enter__(self) -> Self:
+        script = Path(__file__).with_name("honest_client.py")
+        self._child = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps(self._order) + "\n")  # by a pipe: command lines are for all to read
+        self._child.stdin.flush()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self._child.pid
 
-    def p99_ms(self) -> float:
-        """Return the ninety-ninth percentile."""
-        ordered = sorted(self.seconds)
-        return 1e3 * ordered[int(0.99 * (len(ordered) - 1))]
+    def __exit__(self, kind: object, *_: object) -> None:
+        with self._child as child:
+            try:
+                told = child.communicate(timeout=_END_S)[0]  # closes its input: that is its end
+            finally:
+                child.kill()
+        if kind is None:
+            found = json.loads(told)
+            self.calls, self.failed = [Call(*call) for call in found["calls"]], found["failed"]
 
-    async def _call_all(self) -> None:
-        reader, writer = await asyncio.open_connection(*self._address)
-        try:
-            count = 0
-            while True:
-                count += 1
-                fresh = count % 50 == 1
-                self._next += fresh
-                body = json.dumps({"n": self._next}).encode()
-                begin = time.monotonic()
-                writer.write(f"{self._head}{len(body)}\r\n\r\n".encode() + body)
-                async with asyncio.timeout(60):
-                    head = await reader.readuntil(b"\r\n\r\n")
-                    length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
-                    document = json.loads(await reader.readexactly(length))
-                if document.get("result") != 2 * self._next:
-                    self.failed.append(f"{head[:40]!r} {document}")
-                if not fresh:
-                    self.seconds.append(time.monotonic() - begin)
-                await asyncio.sleep(PAUSE_S)
-        except (OSError, EOFError, TimeoutError, ValueError) as exc:
-            self.failed.append(repr(exc))
-        finally:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+    def between(self, begin: float, end: float) -> list[Call]:
+        """Return the calls that were under way at some time between two moments."""
+        return [call for call in self.calls if call.begin < end and call.begin + call.seconds > begin]
+
+
+def quantile_ms(seconds: Collection[float], share: float) -> float:
+    """Return a quantile in milliseconds."""
+    ordered = sorted(seconds)
+    return 1e3 * ordered[int(share * (len(ordered) - 1))]
 
 
 def resident_mb(pid: int) -> float:

@@ -9,8 +9,6 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from dask_fleet.testing.served import ServedFleet
-
 TRICKLE_S = 1.0
 _PER_ADDRESS = 400
 """Less than a server takes of one address."""
@@ -26,16 +24,17 @@ class Outcome:
     longest_s: dict[str, float] = field(default_factory=dict)
     told: Counter[str] = field(default_factory=Counter)
     """Answers that came before the end."""
+    seen: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """When (``time.monotonic``) the first and the last of each kind was found closed: up to `TRICKLE_S` after it was."""
 
 
 class SlowSockets:
     """Opens sockets of some kinds, and plays each until the server closes it or time is up."""
 
-    def __init__(self, fleet: ServedFleet, *, large_result: str) -> None:
-        host, port = fleet.url.removeprefix("http://").split(":")
-        self._address = host, int(port)
-        common = f"Host: {host}\r\nAuthorization: Bearer {fleet.token}\r\n"
-        body = f"POST /v1/tiny/double HTTP/1.1\r\n{common}Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{{"
+    def __init__(self, address: tuple[str, int], token: str, *, path: str, large_result: str) -> None:
+        self._address = address
+        common = f"Host: {address[0]}\r\nAuthorization: Bearer {token}\r\n"
+        body = f"POST {path} HTTP/1.1\r\n{common}Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{{"
         self._first = {
             "silent": b"",
             "head": f"GET /healthz HTTP/1.1\r\n{common}X-Slow: a".encode(),
@@ -43,23 +42,36 @@ class SlowSockets:
             "reader": f"GET {large_result} HTTP/1.1\r\n{common}\r\n".encode(),
         }
         self.outcome = Outcome()
-        self.all_open = asyncio.Event()
-        self._opened = 0
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def play(self, kinds: dict[str, int], *, deadline_s: float) -> Outcome:
-        """Play so many sockets of each kind."""
-        wanted = sum(kinds.values())
+    async def open(self, kinds: dict[str, int], *, deadline_s: float) -> None:
+        """Open so many sockets of each kind, as fast as they are taken; they are played until `ended`."""
+        opened, number = asyncio.Semaphore(0), 0
         gate = asyncio.Semaphore(50)
-        number = 0
-        async with asyncio.TaskGroup() as group:
-            for kind, count in kinds.items():
-                for _ in range(count):
-                    source = f"127.0.0.{2 + number // _PER_ADDRESS}"
-                    number += 1
-                    group.create_task(self._one(kind, source, gate, wanted, deadline_s), name=f"slow {kind}")
+        for kind, count in kinds.items():
+            for _ in range(count):
+                source = f"127.0.0.{2 + number // _PER_ADDRESS}"
+                number += 1
+                task = asyncio.create_task(self._one(kind, source, gate, opened, deadline_s), name=f"slow {kind}")
+                self._tasks.add(task)
+        for _ in range(number):
+            await opened.acquire()
+
+    async def ended(self) -> Outcome:
+        """Wait until each is closed or its time is up."""
+        await asyncio.gather(*self._tasks)
         return self.outcome
 
-    async def _one(self, kind: str, source: str, gate: asyncio.Semaphore, wanted: int, deadline_s: float) -> None:
+    async def drop(self) -> None:
+        """Hang up, all at once."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+
+    async def _one(
+        self, kind: str, source: str, gate: asyncio.Semaphore, opened: asyncio.Semaphore, deadline_s: float
+    ) -> None:
         loop = asyncio.get_running_loop()
         with socket.socket() as sock:
             sock.setblocking(False)
@@ -70,9 +82,7 @@ class SlowSockets:
                 if self._first[kind]:
                     await loop.sock_sendall(sock, self._first[kind])
             begin = time.monotonic()
-            self._opened += 1
-            if self._opened == wanted:
-                self.all_open.set()
+            opened.release()
             while time.monotonic() - begin < deadline_s:
                 await asyncio.sleep(TRICKLE_S)
                 try:
@@ -94,8 +104,10 @@ class SlowSockets:
             else:
                 self.outcome.left_open[kind] += 1
                 return
+            now = time.monotonic()
             self.outcome.closed[kind] += 1
-            seconds = time.monotonic() - begin
+            self.outcome.seen[kind] = self.outcome.seen.get(kind, (now, now))[0], now
+            seconds = now - begin
             self.outcome.longest_s[kind] = round(max(seconds, self.outcome.longest_s.get(kind, 0.0)), 1)
 
 

@@ -1,30 +1,38 @@
 """P5, at the HTTP edge: hostile requests and slow sockets hurt nobody but themselves.
 
-No answer of 500, the same server process, bounded memory, and an honest client beside them that gets all its answers in
-(about) its usual time.
+No answer of 500, the same server process, bounded memory, and an honest client beside them that gets all its answers, 99 of
+a hundred in at most twice its usual time.
+
+Attackers, honest client and server are processes of their own. The attackers take only processor time that the other two
+do not want: what the client waits for longer is the server's doing. (Beside attackers who compete for the cores it waits
+longer: `benchmarks/hostile.py` measures both.)
 
 Most of it is waiting for deadlines. So in the short form all scenes are played at the same time, each with a server of its
-own, and the deadlines of 30 s are 12 s; in the full form one after the other, as they are.
+own, and the deadlines of 30 s are 12 s; in the full form one after the other, as they are. Where five servers share the
+cores, how long a client waits says nothing: in the short form it is for how long the server was busy while it waited.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
+import os
 import socket
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import pytest
+from tests.promises.attackers import Attackers
 from tests.promises.form import FULL, Record
-from tests.promises.honest import Honest, resident_mb
-from tests.promises.hostile import Hostility
+from tests.promises.honest import Call, Honest, Target, quantile_ms, resident_mb
 from tests.promises.slow_sockets import Outcome, SlowSockets
 
 from dask_fleet.testing.served import ServedFleet
@@ -32,16 +40,16 @@ from dask_fleet.testing.served import ServedFleet
 pytestmark = pytest.mark.promise
 
 REQUESTS = 100_000 if FULL else 3_000
-VOLLEY = 16
+PACED_PER_S = 400.0
 AT_ONCE = 4
-SEED = 20260102
 KINDS = {"silent": 300, "head": 300, "body": 350, "reader": 50}
 OVERSIZED = 100
+SALVOS = 5 if FULL else 1
 WARM_UP_S = 4.0 if FULL else 2.0
-NOISE_MS = 250.0
-"""A shared machine's own hiccups; the figures of a quiet one are shown."""
-
-_STATUS = re.compile(rb"HTTP/1\.1 ([1-5][0-9][0-9]) [A-Z]")
+REST_S = 6.0 if FULL else 3.0
+FLOOR_MS = 4.0 if FULL else 20.0
+"""Twice next to nothing is next to nothing, too. A kernel lets one process wait for another's time slice of 3 or 4 ms; and
+it tells the processor time of a running process as of its last tick (4 ms), several of which the short form may see."""
 
 
 @dataclass
@@ -53,83 +61,126 @@ class Verdict:
     unanswered: int = 0
     """Connections that were closed without a word."""
     rss_mb: float = 0.0
-    p99_before_ms: float = 0.0
-    p99_during_ms: float = 0.0
-    honest_calls: int = 0
+    alone: list[Call] = field(default_factory=list)
+    """The honest client's calls without attackers."""
+    beside: dict[str, list[Call]] = field(default_factory=dict)
+    """Its calls by what the attackers did meanwhile."""
     honest_failed: list[str] = field(default_factory=list)
     same_process: bool = False
 
+    def bound_ms(self) -> float:
+        """What 99 of 100 calls may take beside attackers."""
+        return max(2 * p99_ms(self.alone), FLOOR_MS)
+
+    def beside_ms(self) -> float:
+        """What 99 of 100 calls took in the worst phase that has calls enough to tell; in the short form in all together."""
+        phases = [calls for calls in self.beside.values() if FULL and len(calls) >= 200]
+        return max(p99_ms(calls) for calls in phases or [[call for calls in self.beside.values() for call in calls]])
+
     def __str__(self) -> str:
         statuses = " ".join(f"{status}:{count}" for status, count in sorted(self.statuses.items()))
+        phases = ", ".join(f"{phase} {told(calls)}" for phase, calls in self.beside.items() if calls)
         return (
             f"{self.sent} sent, answers {statuses}, {self.unanswered} closed without; memory +{self.rss_mb:.0f} MB; "
-            f"honest p99 {self.p99_before_ms:.1f} ms before, {self.p99_during_ms:.1f} ms during, {self.honest_calls} calls"
+            f"the honest client's calls, median/99 % in ms (of these, the server busy): alone {told(self.alone)}, {phases}"
         )
 
 
-async def alone(fleet: ServedFleet, verdict: Verdict) -> None:
-    """Measure the honest client without company."""
-    async with Honest(fleet) as honest:
-        await asyncio.sleep(WARM_UP_S)
-        honest.seconds.clear()  # the first calls start processes and fill caches
-        await asyncio.sleep(WARM_UP_S)
-    assert not honest.failed, honest.failed[:3]
-    verdict.p99_before_ms = honest.p99_ms()
+def p99_ms(calls: list[Call]) -> float:
+    """As the client waited; in the short form, what the server did meanwhile."""
+    return quantile_ms([call.seconds if FULL else call.busy_s for call in calls], 0.99)
 
 
-def conclude(fleet: ServedFleet, verdict: Verdict, honest: Honest, pid: int) -> None:
-    verdict.p99_during_ms = honest.p99_ms()
-    verdict.honest_calls = len(honest.seconds)
-    verdict.honest_failed = honest.failed
-    verdict.same_process = fleet.server_pid() == pid and fleet.returncode is None
+def told(calls: list[Call]) -> str:
+    seconds, busy = [call.seconds for call in calls], [call.busy_s for call in calls]
+    return (
+        f"{quantile_ms(seconds, 0.5):.1f}/{quantile_ms(seconds, 0.99):.1f} "
+        f"({quantile_ms(busy, 0.5):.1f}/{quantile_ms(busy, 0.99):.1f}) of {len(calls)}"
+    )
+
+
+class Siege:
+    """``with Siege(fleet) as siege``: an honest client and attackers beside it; afterwards there is a `verdict`."""
+
+    def __init__(self, fleet: ServedFleet, *, large_result: str = "/healthz") -> None:
+        self._fleet = fleet
+        self._pid = fleet.server_pid()
+        target = Target(fleet.url, fleet.token, self._pid)
+        with Honest(target):  # the first calls start processes and fill caches
+            time.sleep(WARM_UP_S)
+        self._honest = Honest(target, first=1_000_000)
+        self.attackers = Attackers(target, polite=True, large_result=large_result)
+        self.verdict = Verdict()
+        self._phases: list[tuple[str, float, float]] = []
+        self._ended = threading.Event()
+        self._scale = threading.Thread(target=self._weigh, name="scale")
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._honest)
+            stack.enter_context(self.attackers)
+            prefer(self._pid, self._honest.pid)
+            self.alone()
+            self._scale.start()
+            stack.callback(self._scale.join)
+            stack.callback(self._ended.set)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, exc, trace)
+        verdict, honest = self.verdict, self._honest
+        for phase, begin, end in self._phases:
+            calls = verdict.alone if phase == "alone" else verdict.beside.setdefault(phase, [])
+            calls += honest.between(begin, end)
+        verdict.honest_failed = honest.failed
+        verdict.same_process = self._fleet.server_pid() == self._pid and self._fleet.returncode is None
+
+    def alone(self) -> None:
+        """Let the honest client be alone for a while."""
+        begin = time.monotonic()
+        time.sleep(WARM_UP_S)
+        self.note("alone", begin, time.monotonic())
+
+    def note(self, phase: str, begin: float, end: float) -> None:
+        """Note what the attackers did, and when."""
+        self._phases.append((phase, begin, end))
+
+    def do(self, phase: str, what: str, **how: Any) -> dict[str, Any]:
+        """Have the attackers do something, and note it as a phase."""
+        done = self.attackers.do(what, **how)
+        self.note(phase, done["begin"], done["end"])
+        return done
+
+    def _weigh(self) -> None:
+        before = resident_mb(self._pid)
+        while not self._ended.wait(0.1):
+            with contextlib.suppress(OSError):
+                self.verdict.rss_mb = max(self.verdict.rss_mb, resident_mb(self._pid) - before)
+
+
+def prefer(*pids: int) -> None:
+    """Put processes before all others of this machine, if we may: what others do is none of the server's doing."""
+    for pid in pids:
+        with contextlib.suppress(PermissionError):
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), -10)
 
 
 # ---------------------------------------------------------------------- hostile requests
 
 
-async def fire(address: tuple[str, int], data: bytes) -> bytes:
-    """Send a volley on a connection of its own; return all that comes back."""
-    reader, writer = await asyncio.open_connection(*address)
-    answer = b""
-    try:
-        async with asyncio.timeout(60):
-            writer.write(data)
-            with contextlib.suppress(ConnectionError):
-                while piece := await reader.read(1 << 16):
-                    answer += piece
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-    return answer
-
-
-async def attack(fleet: ServedFleet) -> Verdict:
-    verdict, pid = Verdict(), fleet.server_pid()
-    host, port = fleet.url.removeprefix("http://").split(":")
-    hostility = Hostility(SEED, fleet.token)
-    await alone(fleet, verdict)
-    before = resident_mb(pid)
-
-    async def attacker() -> None:
-        while verdict.sent < REQUESTS:
-            volley = hostility.volley(VOLLEY)
-            verdict.sent += volley.requests
-            answer = await fire((host, int(port)), volley.data)
-            statuses = [int(status) for status in _STATUS.findall(answer)]
-            verdict.statuses.update(statuses)
-            verdict.unanswered += not statuses
-            verdict.rss_mb = max(verdict.rss_mb, resident_mb(pid) - before)
-
-    async with Honest(fleet, first=1_000_000) as honest, asyncio.TaskGroup() as group:
-        for number in range(AT_ONCE):
-            group.create_task(attacker(), name=f"attacker-{number}")
-    conclude(fleet, verdict, honest, pid)
-    return verdict
-
-
 def hostile_requests(fleet: ServedFleet) -> Verdict:
-    verdict = asyncio.run(attack(fleet))
+    with Siege(fleet) as siege:
+        paced = siege.do("paced requests", "volleys", requests=REQUESTS, seconds=REST_S, per_s=PACED_PER_S, at_once=AT_ONCE)
+        many = siege.do("requests", "volleys", requests=REQUESTS - paced["sent"], seconds=600, per_s=0, at_once=AT_ONCE)
+    verdict = siege.verdict
+    for done in (paced, many):
+        verdict.sent += done["sent"]
+        verdict.unanswered += done["unanswered"]
+        verdict.statuses.update(dict(done["statuses"]))
     assert "Traceback" not in fleet.logs()
     assert fleet.post("tiny/double", {"n": 21}, wait=30).json()["result"] == 42
     # What stands behind a broken request is not read.
@@ -140,67 +191,44 @@ def hostile_requests(fleet: ServedFleet) -> Verdict:
 # ---------------------------------------------------------------------- slow sockets
 
 
-async def oversized(address: tuple[str, int], token: str, number: int) -> int:
-    """Claim a gigabyte, or send without end; return what is answered."""
-    length = "Transfer-Encoding: chunked" if number % 2 else f"Content-Length: {1 << 30}"
-    head = (
-        f"POST /v1/tiny/double HTTP/1.1\r\nHost: {address[0]}\r\nAuthorization: Bearer {token}\r\n"
-        f"Content-Type: application/json\r\n{length}\r\n\r\n"
-    )
-    reader, writer = await asyncio.open_connection(*address)
-    try:
-        async with asyncio.timeout(60):
-            writer.write(head.encode())
-            answering = asyncio.create_task(reader.readuntil(b"\r\n"), name="oversized-answer")
-            with contextlib.suppress(ConnectionError):
-                while not answering.done():
-                    writer.write(b"10000\r\n" + b" " * 65_536 + b"\r\n" if number % 2 else b" " * 65_536)
-                    await asyncio.wait({answering, asyncio.ensure_future(writer.drain())}, return_when="FIRST_COMPLETED")
-            return int((await answering).split()[1])
-    finally:
-        writer.transport.abort()
-
-
-async def besiege(fleet: ServedFleet) -> tuple[Verdict, Outcome, Counter[int]]:
-    verdict, pid = Verdict(), fleet.server_pid()
-    host, port = fleet.url.removeprefix("http://").split(":")
+def slow_sockets(fleet: ServedFleet) -> tuple[Verdict, dict[str, Any], Counter[int]]:
     blob = fleet.post("tiny/blob", {"mib": 32}, wait=30).json()
-    await alone(fleet, verdict)
-    before = resident_mb(pid)
-    slow = SlowSockets(fleet, large_result=blob["links"]["result"])
-
-    async def weigh() -> None:
-        while True:
-            verdict.rss_mb = max(verdict.rss_mb, resident_mb(pid) - before)
-            await asyncio.sleep(0.1)
-
-    scale = asyncio.create_task(weigh(), name="scale")
-    try:
-        async with Honest(fleet, first=1_000_000) as honest, asyncio.TaskGroup() as group:
-            playing = group.create_task(slow.play(KINDS, deadline_s=90), name="slow sockets")
-            await slow.all_open.wait()
-            sizes = await asyncio.gather(*(oversized((host, int(port)), fleet.token, n) for n in range(OVERSIZED)))
-            await playing
-    finally:
-        scale.cancel()
-        await asyncio.gather(scale, return_exceptions=True)
-    verdict.sent = sum(KINDS.values()) + OVERSIZED
+    sizes: Counter[int] = Counter()
+    with Siege(fleet, large_result=blob["links"]["result"]) as siege:
+        siege.do("opening", "open", kinds=KINDS, deadline_s=90)
+        siege.do("open", "rest", seconds=REST_S)
+        for _ in range(SALVOS):
+            sizes.update(dict(siege.do("bodies", "oversized", count=OVERSIZED)["statuses"]))
+        outcome: dict[str, Any] = siege.attackers.do("ended")["outcome"]
+        for kinds in (("silent", "head"), ("body", "reader")):  # those with the same deadline end together
+            seen = [outcome["seen"][kind] for kind in kinds if kind in outcome["seen"]]
+            siege.note("deadlines", min(first for first, _ in seen) - 1.0, max(last for _, last in seen))
+        siege.alone()
+    verdict = siege.verdict
+    verdict.sent = sum(KINDS.values()) + OVERSIZED * SALVOS
     verdict.statuses.update(sizes)
-    conclude(fleet, verdict, honest, pid)
-    return verdict, slow.outcome, Counter(sizes)
-
-
-def slow_sockets(fleet: ServedFleet) -> tuple[Verdict, Outcome, Counter[int]]:
-    found = asyncio.run(besiege(fleet))
     assert "Traceback" not in fleet.logs()
-    return found
+    return verdict, outcome, sizes
+
+
+def slow_sockets_of_a_twin(fleet: ServedFleet) -> Verdict:
+    with Siege(fleet) as siege:
+        siege.do("opening", "open", kinds={"head": 300, "body": 350}, deadline_s=90)
+        siege.do("open", "rest", seconds=REST_S)
+    return siege.verdict
 
 
 # ---------------------------------------------------------------------- without end
 
 
 def stay_silent(fleet: ServedFleet) -> Outcome:
-    return asyncio.run(SlowSockets(fleet, large_result="/healthz").play({"silent": 20, "head": 20}, deadline_s=16))
+    async def stay() -> Outcome:
+        target = Target(fleet.url, fleet.token, fleet.server_pid())
+        slow = SlowSockets(target.address, fleet.token, path=target.path, large_result="/healthz")
+        await slow.open({"silent": 20, "head": 20}, deadline_s=16)
+        return await slow.ended()
+
+    return asyncio.run(stay())
 
 
 def grow(fleet: ServedFleet, *, megabytes: int) -> float:
@@ -220,6 +248,7 @@ def grow(fleet: ServedFleet, *, megabytes: int) -> float:
 
 SCENES: dict[str, tuple[Callable[[ServedFleet], Any], str | None]] = {
     "slow sockets": (slow_sockets, None if FULL else "hurried"),
+    "scanning, slow sockets": (slow_sockets_of_a_twin, "scans-on-read"),
     "stock, silent": (stay_silent, "stock-http"),
     "hostile requests": (hostile_requests, None),
     "stock, endless head": (lambda fleet: grow(fleet, megabytes=150), "stock-http"),
@@ -250,21 +279,29 @@ def test_hostile_requests_hurt_nobody(played: dict[str, Future[Any]], record_pro
     assert verdict.same_process
     assert not verdict.honest_failed, verdict.honest_failed[:3]
     assert verdict.rss_mb < 100, verdict
-    assert verdict.p99_during_ms < max(2 * verdict.p99_before_ms, NOISE_MS), verdict
+    assert verdict.beside_ms() <= verdict.bound_ms(), verdict
 
 
 def test_slow_sockets_and_large_bodies_hurt_nobody(played: dict[str, Future[Any]], record_property: Record) -> None:
     verdict, outcome, sizes = played["slow sockets"].result()
-    record_property("figures", f"{verdict}; closed after at most {outcome.longest_s} s, told {dict(outcome.told)}")
-    assert dict(outcome.closed) == KINDS, outcome
-    assert not outcome.left_open, outcome
-    assert outcome.told["body 408"] == KINDS["body"], outcome
+    record_property("figures", f"{verdict}; closed after at most {outcome['longest_s']} s, told {outcome['told']}")
+    assert outcome["closed"] == KINDS, outcome
+    assert not outcome["left_open"], outcome
+    assert outcome["told"]["body 408"] == KINDS["body"], outcome
     assert set(sizes) <= {413, 503}, sizes
-    assert sizes[413] >= OVERSIZED // 2, sizes
+    assert sizes[413] >= OVERSIZED * SALVOS // 2, sizes
     assert verdict.same_process
     assert not verdict.honest_failed, verdict.honest_failed[:3]
     assert verdict.rss_mb < 50, verdict
-    assert verdict.p99_during_ms < max(2 * verdict.p99_before_ms, NOISE_MS), verdict
+    assert verdict.beside_ms() <= verdict.bound_ms(), verdict
+
+
+def test_the_checker_notices_a_server_that_slow_sockets_slow_down(
+    played: dict[str, Future[Any]], record_property: Record
+) -> None:
+    verdict = played["scanning, slow sockets"].result()
+    record_property("figures", str(verdict))
+    assert verdict.beside_ms() > verdict.bound_ms(), verdict
 
 
 def test_the_checker_notices_a_server_without_deadlines(played: dict[str, Future[Any]], record_property: Record) -> None:

@@ -227,6 +227,26 @@ def stock_http() -> None:
     serve.FleetHTTPProtocol = Stock  # type: ignore[misc, assignment]
 
 
+def scans_on_read() -> None:
+    """Read whatever has come before anything else, and look after all deadlines at each read."""
+    import time
+
+    from dask_fleet.server.http_protocol import FleetHTTPProtocol
+    from dask_fleet.server.lane import Lane
+
+    honest = FleetHTTPProtocol.data_received
+
+    def busy(self: FleetHTTPProtocol, data: bytes) -> None:
+        watch, now = self.edge.watch, time.monotonic()
+        for connection in list(watch.connections):
+            age_s = now - (connection.since or now)
+            watch.deadlines.verdict(connection.phase, age_s=min(0.0, age_s), stalled_s=0.0)
+        honest(self, data)
+
+    FleetHTTPProtocol.data_received = busy  # type: ignore[method-assign]
+    Lane.enter = lambda *_: False  # type: ignore[method-assign, assignment]
+
+
 def endless_leases() -> None:
     """Take every agent for alive for ever, heard of or not."""
     from dask_fleet.controller.leases import LeaseKeeper
@@ -260,6 +280,7 @@ TWINS: dict[str, Callable[[], None]] = {
     "no-epoch": no_epoch,
     "endless-leases": endless_leases,
     "fail-together": fail_together,
+    "scans-on-read": scans_on_read,
     "stock-http": stock_http,
     "hurried": hurried,
 }

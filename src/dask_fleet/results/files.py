@@ -72,9 +72,8 @@ class FileResultStore(ResultStore):
 
     async def read(self, location: str, *, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
         """See the port."""
-        file = await asyncio.to_thread(self._open_file, location)
+        file = await asyncio.to_thread(self._open_at, location, start)
         try:
-            await asyncio.to_thread(file.seek, start)
             position = start
             while stop is None or position < stop:
                 most = SERVED_PIECE_BYTES if stop is None else min(SERVED_PIECE_BYTES, stop - position)
@@ -188,6 +187,11 @@ class FileResultStore(ResultStore):
         if path is None:
             raise FileNotFoundError(errno.ENOENT, "no such result", location)
         return path.open("rb")
+
+    def _open_at(self, location: str, start: int) -> BinaryIO:
+        file = self._open_file(location)
+        file.seek(start)
+        return file
 
     def _verify(self, location: str, digest: str) -> bool:
         try:

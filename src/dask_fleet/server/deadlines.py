@@ -11,12 +11,15 @@ import asyncio
 import enum
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
+_SLICE_S = 0.0002
+"""For so long the watch looks at connections (and ends those that are late) before it is the turn of others."""
 _MOST_TICKS = 4
 
 
@@ -35,6 +38,10 @@ class Phase(enum.Enum):
     """All is said: waiting a moment for the client to hang up, lest what is still on its way undoes our last words."""
     WEBSOCKET = "websocket"
     """No HTTP any more. Silence is judged by whoever speaks on it."""
+
+
+SLOW = frozenset({Phase.HEAD, Phase.BODY, Phase.IDLE, Phase.LEAVING})
+"""Where it is the client's turn."""
 
 
 class Verdict(enum.Enum):
@@ -93,9 +100,15 @@ class Watched:
     waiting_bytes: int = 0
     wire: Wire
 
+    lane_fd: int = -1
+    """Its descriptor while it is in the slow lane."""
+
     def expire(self, verdict: Verdict) -> bool:
         """Do what was judged, and return whether it ends the connection; may be called again at the next tick."""
         raise NotImplementedError
+
+    def slow_down(self) -> None:
+        """Go into the slow lane: for a tick or more it was our turn at no time."""
 
 
 class Watch:
@@ -120,16 +133,23 @@ class Watch:
             real = time.monotonic()
             now += min(real - then, _MOST_TICKS * self._tick_s)
             then = real
-            self.look(now)
+            end = time.perf_counter() + _SLICE_S
+            for _ in self._looks(now):
+                if time.perf_counter() > end:
+                    await asyncio.sleep(0)  # a thousand that are late at once are ended one after the other
+                    end = time.perf_counter() + _SLICE_S
 
-    def look(self, now: float) -> None:
+    def _looks(self, now: float) -> Iterator[None]:
         """Judge every connection at the time `now` (seconds of any clock that only goes forward, over 0)."""
         for connection in list(self.connections):
+            if connection not in self.connections:
+                continue  # gone, while others had their turn
             try:
                 self._look_at(connection, now)
             except Exception:  # one odd connection must not end the watch over all others
                 log.exception("cannot judge a connection", extra={"action": "watch_failed"})
                 self.connections.discard(connection)
+            yield
 
     def _look_at(self, connection: Watched, now: float) -> None:
         waiting = connection.wire.get_write_buffer_size()
@@ -146,5 +166,8 @@ class Watch:
             age_s=now - connection.since,
             stalled_s=now - connection.stalled_since if connection.stalled_since else 0.0,
         )
-        if verdict is not None and connection.expire(verdict) and phase is not Phase.LEAVING:
-            self.expired["stall" if verdict is Verdict.ABORT else phase.value] += 1
+        if verdict is not None:
+            if connection.expire(verdict) and phase is not Phase.LEAVING:
+                self.expired["stall" if verdict is Verdict.ABORT else phase.value] += 1
+        elif connection.lane_fd < 0 and now > connection.since and phase in SLOW:
+            connection.slow_down()

@@ -10,6 +10,7 @@ from typing import Any
 
 from dask_fleet.server.admission import Admission
 from dask_fleet.server.deadlines import Watch
+from dask_fleet.server.lane import Lane
 
 COMMON_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -31,6 +32,8 @@ class Edge:
     def __init__(self, admission: Admission, watch: Watch | None = None) -> None:
         self.admission = admission
         self.watch = watch or Watch()
+        self.lane: Lane | None = None
+        """While there is a watch, which brings connections into it."""
         self.requests_refused: Counter[str] = Counter()
         """What was no request or over a limit, and so came to no application, ever, by the code of the problem."""
         self.handshakes_failed = {"timeout": 0, "protocol": 0, "disconnect": 0}
@@ -60,10 +63,13 @@ class Edge:
 
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Hold the deadlines while the block lasts."""
+        """Hold the deadlines, and give all connections their turn, while the block lasts."""
+        self.lane = lane = Lane(asyncio.get_running_loop())
         task = asyncio.create_task(self.watch.run(), name="connection-watch")
         try:
             yield
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+            self.lane = None
+            lane.close()

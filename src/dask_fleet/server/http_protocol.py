@@ -18,9 +18,10 @@ from dask_fleet.model.errors import BadRequest, FleetError, HeadersTooLarge, Req
 from dask_fleet.server.agents import AGENTS_PATH
 from dask_fleet.server.body import BY_RATE
 from dask_fleet.server.coalescing import CoalescingTransport, drop
-from dask_fleet.server.deadlines import Phase, Verdict, Watched, Wire
+from dask_fleet.server.deadlines import SLOW, Phase, Verdict, Watched
 from dask_fleet.server.edge import DEFAULT_POLICY, Edge
 from dask_fleet.server.http_exchange import Exchange
+from dask_fleet.server.lane import LaneFlow, Wire, read_piece
 from dask_fleet.server.problems import problem_bytes, problem_headers
 from dask_fleet.server.websocket_protocol import FleetWebSocketProtocol
 
@@ -39,6 +40,10 @@ WRITE_AHEAD_BYTES = 32 << 10
 """Of an answer that the client does not take; then the next piece is not made."""
 _STEP_BYTES = 16 << 10
 """What the parser is fed at once, so that every limit is looked at that often."""
+_HEAD_PIECE_BYTES = 4 << 10
+"""What the slow lane reads of a head at once: most are shorter, and what is pipelined behind is parsed another time."""
+_BODY_PIECE_BYTES = 32 << 10
+_COMPLETE = frozenset({Phase.ANSWER, Phase.IDLE})
 
 
 class FleetHTTPProtocol(HttpToolsProtocol, Watched):
@@ -57,6 +62,7 @@ class FleetHTTPProtocol(HttpToolsProtocol, Watched):
         self._discarded_bytes = 0
         self._upgrading = False
         self._running: Exchange | None = None
+        self.lane_fd = -1
 
     # ------------------------------------------------------------------ the connection
 
@@ -65,12 +71,15 @@ class FleetHTTPProtocol(HttpToolsProtocol, Watched):
         super().connection_made(CoalescingTransport(transport, self.loop))  # type: ignore[arg-type]
         transport.set_write_buffer_limits(high=WRITE_AHEAD_BYTES)
         self.wire: Wire = transport
+        self.flow = LaneFlow(self)
         self.peer = self.client[0] if self.client else ""
         self.edge.watch.connections.add(self)
         self._on_probation = not self.edge.admission.enter(self, self.peer)
+        self.loop.call_soon(self.slow_down)  # not now: the transport begins to read right after this
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
+        self.leave_lane()
         self.edge.watch.connections.discard(self)
         self.edge.admission.leave(self, self.peer)
         running = self._running
@@ -94,6 +103,47 @@ class FleetHTTPProtocol(HttpToolsProtocol, Watched):
         for start in range(0, len(data), _STEP_BYTES):
             if not self._feed(view[start : start + _STEP_BYTES]):
                 return
+
+    def slow_down(self) -> None:
+        """Be read in the slow lane from now on, if that is for such as this."""
+        if self.lane_fd < 0 and self.phase in SLOW and not self.flow.read_paused and not self.transport.is_closing():
+            self._enter_lane()
+
+    def read_in_lane(self) -> bool:
+        """Read a piece; return whether the application has something to do by it, which it does in a later turn."""
+        if self.transport.is_closing():
+            self.leave_lane()  # its descriptor may be another's by now
+            return False
+        data = read_piece(self.lane_fd, _HEAD_PIECE_BYTES if self.phase is Phase.HEAD else _BODY_PIECE_BYTES)
+        if data is None:
+            return False
+        if not data:
+            self.leave_lane()
+            self.transport.close()  # as the event loop does with who has hung up
+            return False
+        running = self._running
+        self.data_received(data)
+        if self.lane_fd >= 0 and self.phase in _COMPLETE:
+            self.leave_lane()
+            self.wire.resume_reading()
+        return self._running is not running or (self.phase is Phase.BODY and not self._deaf)
+
+    def read_on(self) -> None:
+        """Be read again after a pause: in the slow lane, if it is the client's turn."""
+        if self.phase not in SLOW or not self._enter_lane():
+            self.wire.resume_reading()
+
+    def leave_lane(self) -> None:
+        """Be read by nobody."""
+        if self.lane_fd >= 0 and self.edge.lane is not None:
+            self.edge.lane.leave(self)
+
+    def _enter_lane(self) -> bool:
+        lane = self.edge.lane
+        if lane is None or self.scheme == "https" or not lane.enter(self, self.transport.get_extra_info("socket").fileno()):
+            return False
+        self.wire.pause_reading()
+        return True
 
     def _feed(self, data: bytes | memoryview) -> bool:
         """Parse a step; return whether to go on."""
@@ -224,6 +274,10 @@ class FleetHTTPProtocol(HttpToolsProtocol, Watched):
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection to the websocket's protocol, which the watch looks after from now on."""
+        if self.lane_fd >= 0:
+            self.leave_lane()
+            self.wire.resume_reading()
+        self.phase = Phase.WEBSOCKET
         super().handle_websocket_upgrade()
         self.edge.watch.connections.discard(self)
         protocol = cast("FleetWebSocketProtocol", cast("Any", self.transport).get_protocol())
@@ -307,6 +361,7 @@ class FleetHTTPProtocol(HttpToolsProtocol, Watched):
         self.phase = Phase.LEAVING
         self.since = 0.0
         self.flow.resume_reading()
+        self.slow_down()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         else:

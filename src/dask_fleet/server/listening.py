@@ -15,6 +15,9 @@ from dask_fleet.model.errors import BindRefused, SetupError
 from dask_fleet.server.tls import TLS, is_wildcard
 
 SERVER_FILE = "server.json"
+UNSENT_BYTES = 128 << 10
+"""How much of an answer the kernel takes on beyond what the client has room for. Without a limit it would buffer megabytes
+for each client that does not read, and we would read them from disk first; with it, a fast client waits for nothing."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -47,6 +50,7 @@ def listen(host: str, port: int) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)  # its connections inherit it
         try:
             listener.bind((host, port))
         except OSError as exc:
