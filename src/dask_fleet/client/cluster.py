@@ -334,10 +334,16 @@ class FleetCluster(SizedCluster):
 
     @property
     def scheduler_info(self) -> Any:
-        """What the scheduler tells of itself and its workers. Right after the start the first look waits until it has."""
-        if self.status == Status.running and not (self.followed or self.is_lost or self.asynchronous):
-            self.loop.add_callback(self.info_is_wanted.set)
-            self._info_is_there.wait(_FIRST_LOOK_S)
+        """What the scheduler tells of itself and its workers.
+
+        Right after the start the first look waits until it has; on the event loop, it comes a moment later.
+        """
+        if self.status == Status.running and not (self.followed or self.is_lost):
+            if self.asynchronous:
+                self.info_is_wanted.set()
+            else:
+                self.loop.add_callback(self.info_is_wanted.set)
+                self._info_is_there.wait(_FIRST_LOOK_S)
         return self._info
 
     @scheduler_info.setter
