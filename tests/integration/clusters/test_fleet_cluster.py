@@ -17,7 +17,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from distributed import Client, Event
+from distributed import Client, Event, LocalCluster
 
 from dask_fleet import FleetCluster
 from dask_fleet.model.errors import ClusterFailed, ClusterImpossible, Conflict, FleetError
@@ -134,6 +134,31 @@ def test_variables_are_there_before_preloads_and_tasks(tmp_path: Path) -> None:
             assert list(others.run(seen).values()) == [[None, None]]
             assert client.run_on_scheduler(seen) == [None, None]
             assert len(list((tmp_path / "spill").glob("dask-fleet-*"))) == 2
+
+
+def test_a_folder_to_spill_to_is_left_as_it_was(tmp_path: Path) -> None:
+    """Whatever else is there is others': a program of Dask's own, say, which has its folder and its locks there."""
+    folder = tmp_path / "spill"
+    args = ("--no-services", "--nworkers", "2", "--nthreads", "1", "--spare-clusters", "0")
+    with (
+        LocalCluster(1, processes=False, dashboard_address=":0", local_directory=folder) as others,
+        Client(others, set_as_default=False) as theirs,
+        ServedFleet([], tmp_path / "data", args=args) as served,
+    ):
+        assert theirs.submit(sum, [1, 2]).result(timeout=DEADLINE_S) == 3
+        before = sorted(folder.rglob("*"))
+        options = {"url": served.url, "token": served.token, "quiet": True}
+        with (
+            FleetCluster(n_workers=2, config={"temporary-directory": str(folder)}, **options) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            for where in client.run(lambda dask_worker: dask_worker.local_directory).values():
+                assert Path(where).is_relative_to(folder)
+            os.kill(client.run_on_scheduler(os.getpid), signal.SIGKILL)  # that one can clean nothing up
+            until(lambda: cluster._document["epoch"] == 2, "the new scheduler")
+        until(lambda: not list((served.data_dir / "scratch").iterdir()), "all folders to go")
+        assert sorted(folder.rglob("*")) == before
+        assert theirs.submit(sum, [1, 3]).result(timeout=DEADLINE_S) == 4
 
 
 def test_one_larger_than_the_pool_is_there_with_what_it_got_and_says_what_it_waits_for(

@@ -61,7 +61,7 @@ def test_a_cluster_is_opened_used_and_closed(agent: Any) -> None:
         assert (await clusters.take(fresh)).why == "taken back"
         await clusters.take(shared)
         assert (await clusters.close(cluster)).why == "closed"
-        assert scratch(clusters.server.data_dir) == []
+        await until(lambda: not scratch(clusters.server.data_dir), what="the last folder to go")
 
     agent(scene)
 
@@ -161,7 +161,7 @@ def test_a_cluster_that_cannot_start_says_why(agent: Any) -> None:
         lease = await clusters.grant(cluster, wait=False, preload=["nor_this_one"])
         assert "nor_this_one" in (await clusters.until(SlotsLeft, lease=lease)).why
         await clusters.close(cluster)
-        assert scratch(clusters.server.data_dir) == []
+        await until(lambda: not scratch(clusters.server.data_dir), what="the last folder to go")
 
     agent(scene)
 

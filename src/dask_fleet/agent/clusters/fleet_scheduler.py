@@ -101,15 +101,17 @@ def make(request: Open) -> FleetScheduler:
         raise ValueError(f"a scheduler listens on one address of its host, not on {request.host!r}")
     dask.config.set(dask_config.flat(request.config))
     dask.config.set({"distributed.scheduler.http.routes": dask_config.without_proxy() if request.dashboard else []})
-    return FleetScheduler(
-        serve_http=request.dashboard,
-        dashboard=False,  # of Dask's own making: ours comes when it is asked for
-        dashboard_address="127.0.0.1:0",
-        protocol="tls",
-        host=request.host,
-        port=0,
-        security=MemberSecurity(request.credentials),
-        preload=request.preloads or None,
-        idle_timeout=request.idle_timeout_s,
-        allowed_failures=request.allowed_failures,
-    )
+    # Dask's scheduler takes no folder. Where the workers spill to it would leave its locks, or if killed all it has.
+    with dask.config.set({"temporary-directory": request.folder} if request.folder else {}):
+        return FleetScheduler(
+            serve_http=request.dashboard,
+            dashboard=False,  # of Dask's own making: ours comes when it is asked for
+            dashboard_address="127.0.0.1:0",
+            protocol="tls",
+            host=request.host,
+            port=0,
+            security=MemberSecurity(request.credentials),
+            preload=request.preloads or None,
+            idle_timeout=request.idle_timeout_s,
+            allowed_failures=request.allowed_failures,
+        )

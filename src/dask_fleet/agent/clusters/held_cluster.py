@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from dask_fleet.agent.clusters.authority import Authority, Role
@@ -55,6 +56,7 @@ class HeldCluster:
         host: str,
         send: Callable[[Any], None],
         limits: SchedulerLimits,
+        folder: Path,
         targets: Sequence[str] = (),
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -69,6 +71,8 @@ class HeldCluster:
         self._host = host
         self._send = send
         self._limits = limits
+        self.folder = folder
+        """Its scheduler's own."""
         self._targets = targets
         self._process: SchedulerProcess | None = None
         self._closing: asyncio.Future[str] = loop.create_future()
@@ -132,6 +136,7 @@ class HeldCluster:
             idle_timeout_s=_beyond(request.idle_timeout_s),
             dashboard=request.dashboard,
             targets=list(self._targets),
+            folder=str(self.folder),
         )
 
     def told_again(self, request: OpenCluster) -> None:

@@ -226,6 +226,7 @@ class ClusterHost:
             host=self._host(),
             send=self._send,
             limits=self._limits,
+            folder=self._scratch.of_scheduler(request.cluster, request.epoch),
             targets=self._targets,
         )
         self._run(self._live(cluster), f"cluster-{request.cluster}")
@@ -243,6 +244,7 @@ class ClusterHost:
             self._send(ClusterGone(*_names(cluster.ref), why))
             level = logging.INFO if cluster.closing else logging.WARNING
             log.log(level, "scheduler gone: %s", why, extra={"action": "scheduler_gone", "cluster": cluster.ref.cluster})
+        await self.wipe_scratch(cluster.folder.name)
 
     def _grant(self, grant: GrantSlots) -> None:
         if (known := self._leases.get(grant.lease)) is not None:
@@ -331,9 +333,9 @@ class ClusterHost:
         """Make a lease's scratch folder."""
         return await asyncio.to_thread(self._scratch.make, lease, wanted)
 
-    async def wipe_scratch(self, lease: str) -> None:
-        """Remove it."""
-        await asyncio.to_thread(self._scratch.wipe, lease)
+    async def wipe_scratch(self, name: str) -> None:
+        """Remove the folder of a lease or a scheduler."""
+        await asyncio.to_thread(self._scratch.wipe, name)
 
     # ------------------------------------------------------------------ inside
 

@@ -1,4 +1,4 @@
-"""Scratch folders of leases: one each, gone with it, and swept when the agent that made them could not."""
+"""Scratch folders of leases and schedulers: one each, gone with it, and swept when the agent that made them could not."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class Scratch:
     def sweep(self) -> None:
         """Remove what an earlier agent has left."""
         with contextlib.suppress(OSError):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # for schedulers, which make their own
             # Those of a sweep that was cut short, too.
             for entry in list(os.scandir(self._folder)):
                 self._remove(Path(entry.path))
@@ -50,9 +51,13 @@ class Scratch:
         elsewhere.mkdir(mode=0o700, parents=True)
         return elsewhere
 
-    def wipe(self, lease: str) -> None:
-        """Remove a lease's folder. Twice is harmless."""
-        self._remove(self._folder / lease)
+    def of_scheduler(self, cluster: str, epoch: int) -> Path:
+        """Return the folder of a scheduler, which makes it itself. `wipe` it by its name."""
+        return self._folder / f"{cluster}-{epoch}"
+
+    def wipe(self, name: str) -> None:
+        """Remove the folder of a lease or a scheduler. Twice is harmless."""
+        self._remove(self._folder / name)
 
     def _remove(self, entry: Path) -> None:
         try:
