@@ -16,7 +16,8 @@ class CoreFleet(ServedFleet):
     def __init__(self, folder: Path, **options: Any) -> None:
         self._starts = folder / "starts"
         options.setdefault("args", ("--nworkers", "1"))
-        super().__init__([CORE], folder / "data", env={"CORE_STARTS": str(self._starts)}, **options)
+        env = {"CORE_STARTS": str(self._starts), **options.pop("env", {})}
+        super().__init__([CORE], folder / "data", env=env, **options)
 
     def starts(self, name: str) -> int:
         """Return how often the function was started with that name."""

@@ -3,7 +3,7 @@
 Cut in one direction or in both. The slots beyond the wire lapse, the cluster gets others, Dask computes again what was lost;
 and when the wire is whole, what the agent beyond still ran is fenced and ended, and its slots are of use again.
 
-Most of it is waiting, for leases to end and for Dask's own time-out of 30 s. So all scenes are played at the same time, each
+Most of it is waiting, for leases to end and for Dask's own time-out. So all scenes are played at the same time, each
 on a pair of hosts of its own; one of them with a server that is broken on purpose, where the same checks must fail.
 """
 
@@ -34,6 +34,8 @@ PATIENCE_S = 120.0
 TWIN_PATIENCE_S = 30.0
 """For a twin that never gives slots up: a lease of 15 s and some more."""
 HEALED_S = 30.0
+DASK_NOTICES_S = 45.0
+"""Dask's own time-out, longer than 30 s so that it is not over before that of a lease where the machine is slow."""
 NUMBERS = 60
 RIGHT = sum(n * n for n in range(NUMBERS))
 
@@ -53,14 +55,15 @@ class Scene:
             sides = [side for name, side in (("server", here), ("agent", there)) if name in self.cut]
             args = ("--tls", "auto", "--host", here.address, "--nworkers", "2", "--nthreads", "1", "--spare-clusters", "0")
             command = None if self.twin is None else (sys.executable, str(TWINS), self.twin)
+            env = {"FLEET_JOB_SHARE": "0"}  # clusters may have all slots
             with (
-                CoreFleet(folder, args=args, command=command) as fleet,
+                CoreFleet(folder, args=args, env=env, command=command) as fleet,
                 remote_agent(fleet, folder / "far", prefix=there.prefix, args=("--name", "far")) as far,
             ):
                 fleet.until(lambda: connected(fleet, "far"), "the far agent", timeout_s=PATIENCE_S)
                 self._play(fleet, far, sides, folder)
                 fleet.until(lambda: not living(fleet), "the cluster to close", timeout_s=60)
-                fleet.until(lambda: len(all_free(fleet)) == 3, "all slots of all agents", timeout_s=60)
+                fleet.until(lambda: len(all_free(fleet)) == 2, "all slots of the two agents that are left", timeout_s=60)
                 fleet.until(lambda: nothing_left(far, folder), "the scratch folders to go", timeout_s=60)
                 assert far.popen.poll() is None
                 assert fleet.post("core/quick", {"name": "after"}, wait=30).json()["status"] == "succeeded"
@@ -68,7 +71,7 @@ class Scene:
     def _play(self, fleet: CoreFleet, far: RemoteAgent, sides: list[Side], folder: Path) -> None:
         where: dict[str, Any] = {"url": fleet.url, "token": fleet.token, "fingerprint": fleet.fingerprint, "quiet": True}
         with (
-            FleetCluster(3, 1, **where) as made,
+            FleetCluster(3, 1, config={"distributed.comm.timeouts.tcp": f"{DASK_NOTICES_S:.0f}s"}, **where) as made,
             Client(made, set_as_default=False) as client,
             # Another agent, beside the server, whose slot nobody wants yet.
             remote_agent(fleet, folder / "near", args=("--name", "near")),
@@ -86,9 +89,7 @@ class Scene:
             kept = client.map(lambda n: n * n, range(NUMBERS), pure=False)
             fleet.until(lambda: all(future.done() for future in kept), "data on all workers", timeout_s=PATIENCE_S)
             fleet.until(lambda: connected(fleet, "near"), "the near agent", timeout_s=PATIENCE_S)
-            for side in sides:
-                side.cut()
-            cut_at = time.monotonic()
+            cut_at = cut(sides)
             try:
                 total = client.submit(sum, kept, pure=False)
                 patience_s = TWIN_PATIENCE_S if self.twin else PATIENCE_S
@@ -99,9 +100,7 @@ class Scene:
                 fleet.until(lambda: document()["workers"] == 3, "three workers without the one beyond", timeout_s=PATIENCE_S)
                 assert connected(fleet, "far") is None
             finally:
-                for side in sides:
-                    side.heal()
-            healed_at = time.monotonic()
+                healed_at = heal(sides)
             fleet.until(lambda: is_free(fleet, "far"), "the far agent to be back and free", timeout_s=PATIENCE_S)
             self.figures["back_s"] = time.monotonic() - healed_at
             fleet.until(lambda: not psutil.pid_exists(old), "the end of the worker beyond", timeout_s=PATIENCE_S)
@@ -114,9 +113,39 @@ class Scene:
             client.wait_for_workers(4, timeout=PATIENCE_S)
             new = client.run(os.getpid)
             assert old not in new.values()
-            assert len(set(new.values()) & beyond(far)) == 1
+            ((address, old),) = [(address, pid) for address, pid in new.items() if pid in beyond(far)]
+            # Dask's time-out counts from when it heard of the other last.
+            assert client.submit(os.getpid, workers=[address], pure=False).result(timeout=PATIENCE_S) == old
+
+            # Cut again, and mended as soon as its lease is over: before Dask on either side has noticed anything.
+            cut(sides)
+            try:
+                total = client.submit(sum, kept, pure=False)
+                lapsed = "action=lease_lapsed agent=far"
+                fleet.until(lambda: fleet.logs().count(lapsed) == 2, "the second lapse", timeout_s=PATIENCE_S)
+            finally:
+                heal(sides)
+            fenced = "a worker of before is ended"
+            fleet.until(lambda: fenced in fleet.logs(), "the fence", timeout_s=PATIENCE_S)
+            assert any(fenced in line and "action=stale_epoch agent=far" in line for line in fleet.logs().splitlines())
+            fleet.until(lambda: not psutil.pid_exists(old), "the end of the worker that was fenced", timeout_s=PATIENCE_S)
+            assert total.result(timeout=PATIENCE_S) == RIGHT
+            fleet.until(lambda: slots_taken(fleet, "far") and document()["workers"] == 4, "another", timeout_s=PATIENCE_S)
             assert client.submit(sum, kept, pure=False).result(timeout=PATIENCE_S) == RIGHT
+            assert (document()["epoch"], document()["address"]) == (1, before["address"])
         assert self.figures["back_s"] < HEALED_S
+
+
+def cut(sides: list[Side]) -> float:
+    for side in sides:
+        side.cut()
+    return time.monotonic()
+
+
+def heal(sides: list[Side]) -> float:
+    for side in sides:
+        side.heal()
+    return time.monotonic()
 
 
 def beyond(far: RemoteAgent) -> set[int]:

@@ -22,14 +22,16 @@ from dask_fleet.testing.served import ServedFleet
 pytestmark = pytest.mark.promise
 
 CYCLES, WARM = (200, 20) if FULL else (25, 10)
+SPARE_CYCLES, SPARE_WARM = (200, 20) if FULL else (12, 6)
+"""With a spare for each: that takes the time in which the next one is made."""
 ADA, BOB, SLOTS = (40, 10, 4) if FULL else (6, 2, 2)
 """Clusters that two users ask for at once, and the slots there are."""
 
 
-def serve(folder: Path, *, slots: int) -> ServedFleet:
+def serve(folder: Path, *, slots: int, spares: int = 0) -> ServedFleet:
     args = ("--no-services", "--nworkers", str(slots), "--nthreads", "1")
-    # Spare processes as there are by default; without spare clusters, so that each cluster is one that was asked for.
-    env = {"FLEET_MAX_CLUSTERS_PER_USER": "60", "FLEET_SPARE_SCHEDULERS": "1", "FLEET_SPARE_CLUSTERS": "0"}
+    # Spare processes as there are by default. Without spare clusters each cluster is one that was asked for.
+    env = {"FLEET_MAX_CLUSTERS_PER_USER": "60", "FLEET_SPARE_SCHEDULERS": "1", "FLEET_SPARE_CLUSTERS": str(spares)}
     return ServedFleet([], folder / "data", args=args, env=env)
 
 
@@ -129,6 +131,44 @@ def _steady(fleet: ServedFleet) -> int:
         assert time.monotonic() < deadline, "processes come and go"
         time.sleep(0.1)
     return last
+
+
+def test_nothing_grows_with_spares(tmp_path: Path, record_property: Record) -> None:
+    """Each cluster after the first is a spare that is handed out, and the next spare is made while it is used."""
+    with serve(tmp_path, slots=2, spares=1) as fleet:
+        adopted = 0
+
+        def spare_is_ready() -> bool:
+            found = fleet.request("GET", "/v1/clusters?spares=true").json()["clusters"]
+            return [(one["kind"], one["status"], one["workers"]) for one in found] == [("spare", "running", 1)]
+
+        def cycle() -> None:
+            nonlocal adopted
+            with cluster(fleet) as made, Client(made, set_as_default=False) as client:
+                assert client.submit(nested, 2, pure=False).result(timeout=120) == 7
+            story = fleet.request("GET", f"/v1/clusters/{made.cluster_id}/events").json()["events"]
+            adopted += any(event["kind"] == "adopted" for event in story)
+            fleet.until(spare_is_ready, "the next spare, and nothing else", timeout_s=60)
+
+        for _ in range(3):
+            cycle()
+        processes = _steady(fleet)
+        for _ in range(SPARE_WARM - 3):
+            cycle()
+        before, kept = settle(fleet, processes), rows(fleet)
+        for _ in range(SPARE_CYCLES - SPARE_WARM):
+            cycle()
+        after, keeps = settle(fleet, processes), rows(fleet)
+    grown = {name: after[name] - before[name] for name in before if after[name] != before[name]}
+    spares = f"{adopted} of {SPARE_CYCLES} were spares"
+    record_property("figures", f"{spares}; grown after the first {SPARE_WARM}: {grown}; the ledger keeps {keeps}")
+    assert adopted == SPARE_CYCLES - 1, "all but the first, which told what to keep"
+    for name, by in grown.items():
+        assert by <= (16 << 10 if name.endswith("KiB") else 3 if "descriptors" in name or "threads" in name else 0), grown
+    # One of each is the spare's that is left.
+    assert (keeps["living clusters"], keeps["leases that hold slots"], keeps["jobs"]) == (1, 1, 0)
+    assert (keeps["clusters"], keeps["leases"]) == (SPARE_CYCLES + 1, SPARE_CYCLES + 1)
+    assert keeps["events"] / SPARE_CYCLES <= kept["events"] / SPARE_WARM + 1
 
 
 def test_many_at_once_finish_in_fair_order(tmp_path: Path, record_property: Record) -> None:

@@ -138,7 +138,7 @@ class QuotaExceeded(RequestError, code="quota_exceeded", status=429, title="Quot
 
 
 class ClusterImpossible(RequestError, code="cluster_impossible", status=422, title="No such cluster can be had"):
-    """No agent that there is could ever give what the cluster asks for; the message says what there is."""
+    """No agent that there is could ever give what the cluster asks for, or the server allows; the message says what is."""
 
 
 class ClusterFailed(RequestError, code="cluster_failed", status=409, title="The cluster could not be had"):

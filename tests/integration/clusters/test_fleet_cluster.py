@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import dask
 import pytest
 from distributed import Client, Event, LocalCluster
 
@@ -120,12 +121,16 @@ def test_variables_are_there_before_preloads_and_tasks(tmp_path: Path) -> None:
     def seen() -> list[str | None]:
         return [os.environ.get(name) for name in names]
 
+    def configured() -> object:
+        return dask.config.get("of.a.test", None)
+
     args = ("--no-services", "--nworkers", "3", "--nthreads", "1")
     with ServedFleet([], tmp_path / "data", args=args, env={"PYTHONPATH": found}) as served:
         options = {"url": served.url, "token": served.token, "quiet": True}
+        given = {"preload": "preload_of_a_test", "config": {"of": {"a": {"test": "of a cluster"}}}}
         spilling = {"env": {"OF_A_CLUSTER": 7}, "local_directory": str(tmp_path / "spill")}
         with (
-            FleetCluster(n_workers=2, preload="preload_of_a_test", worker_options=spilling, **options) as cluster,
+            FleetCluster(n_workers=2, worker_options=spilling, **given, **options) as cluster,
             FleetCluster(n_workers=1, **options) as other,
             Client(cluster) as client,
             Client(other, set_as_default=False) as others,
@@ -133,6 +138,8 @@ def test_variables_are_there_before_preloads_and_tasks(tmp_path: Path) -> None:
             assert list(client.run(seen).values()) == [["7", "7"]] * 2
             assert list(others.run(seen).values()) == [[None, None]]
             assert client.run_on_scheduler(seen) == [None, None]
+            assert client.submit(configured).result(timeout=DEADLINE_S) == "of a cluster"
+            assert others.submit(configured).result(timeout=DEADLINE_S) is None
             assert len(list((tmp_path / "spill").glob("dask-fleet-*"))) == 2
 
 

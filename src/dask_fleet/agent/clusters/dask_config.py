@@ -49,6 +49,11 @@ def set_member_defaults() -> None:
     _quiet_standard_error()
 
 
+def configure_process(config: Mapping[str, Any]) -> None:
+    """Let all of this process, tasks included, read a cluster's configuration: for one that serves no other cluster."""
+    dask.config.set(flat(config))
+
+
 def without_proxy() -> list[str]:
     """Return the dashboard's routes less the proxy, whatever is configured."""
     return [route for route in dask.config.get("distributed.scheduler.http.routes") if route != PROXY_ROUTE]

@@ -149,7 +149,9 @@ class Join(Frame, frozen=True, kw_only=True):
     """Scratch; what the membership writes there is removed when it has left."""
     resources: dict[str, float] = msgspec.field(default_factory=dict)
     config: dict[str, Any] = msgspec.field(default_factory=dict)
-    """Dask's configuration for what the worker reads when it is made. What tasks read is shared by the whole process."""
+    """Dask's configuration for what the worker reads when it is made, and for the whole process where that is for this
+    membership alone.
+    """
     preloads: list[str] = msgspec.field(default_factory=list)
     """What the worker imports before it joins, as Dask's ``--preload``."""
     env: dict[str, str] = msgspec.field(default_factory=dict)

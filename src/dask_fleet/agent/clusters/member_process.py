@@ -44,7 +44,7 @@ def serve(channel: socket.socket) -> None:
     EOFError, ConnectionError
         If the agent is gone.
     """
-    from dask_fleet.agent.clusters import membership
+    from dask_fleet.agent.clusters import dask_config, membership
     from dask_fleet.agent.pool import PlacePool
 
     lock = threading.Lock()
@@ -63,6 +63,7 @@ def serve(channel: socket.socket) -> None:
         for frame in frames.take(data):
             if isinstance(frame, Join):
                 os.environ.update(frame.env)
+                dask_config.configure_process(frame.config)
                 if memberships is None:
                     memberships = membership.Memberships(PlacePool(frame.nthreads, name="task"), send)
                 memberships.handle(frame)

@@ -42,6 +42,7 @@ TICK_S = 1.0
 """How often idle times, lifetimes and unanswered frames are looked at, while there are clusters."""
 
 
+_NO_SUCH_CLUSTER = "no such cluster. See those of your tenant with `dask-fleet clusters list`, with --all ended ones too"
 _LIVING = frozenset({ClusterState.PENDING, ClusterState.STARTING, ClusterState.RUNNING})
 _CLOSE_RECORDED_S = 10.0
 
@@ -210,9 +211,9 @@ class Clusters:
         Conflict
             If a living cluster of the tenant has the name, or the id was used before.
         QuotaExceeded
-            If the user has as many clusters, or asks for as many workers, as the server allows.
+            If the user has as many clusters as the server allows.
         ClusterImpossible
-            If no agent that there is could ever give what is asked.
+            If no agent that there is could ever give what is asked, or the server allows no cluster so many workers.
         Draining, LedgerUnavailable
             Nothing was made.
         """
@@ -266,13 +267,16 @@ class Clusters:
         self._changed()
         return record
 
-    def _check_size(self, new: NewCluster) -> None:
-        spec = new.spec
-        if self.max_workers is not None and spec.n_workers > self.max_workers:
-            raise QuotaExceeded(
-                f"a cluster may have at most {self.max_workers} workers here, not {spec.n_workers}: ask for fewer,"
+    def _check_workers(self, n_workers: int) -> None:
+        if self.max_workers is not None and n_workers > self.max_workers:  # not a quota: it is of no use to ask again later
+            raise ClusterImpossible(
+                f"a cluster may have at most {self.max_workers} workers here, not {n_workers}: ask for fewer,"
                 " or raise max_cluster_workers", limit=self.max_workers,
             )  # fmt: skip
+
+    def _check_size(self, new: NewCluster) -> None:
+        spec = new.spec
+        self._check_workers(spec.n_workers)
         why = self._why_impossible(new.spec, new.kind)
         if why is not None:
             raise ClusterImpossible(why)
@@ -327,7 +331,7 @@ class Clusters:
     async def _ended(self, cluster_id: str) -> ClusterRecord:
         record = await self._ledger.get_cluster(cluster_id)
         if record is None:
-            raise NotFound("no such cluster")
+            raise NotFound(_NO_SUCH_CLUSTER)
         return record
 
     async def sign(self, cluster_id: str, csr: bytes, *, role: str = "client") -> tuple[bytes, bytes]:
@@ -394,19 +398,15 @@ class Clusters:
 
         Raises
         ------
-        NotFound, Conflict, QuotaExceeded
-            There is none; it is closing or has ended; the user may not have so many.
+        NotFound, Conflict, ClusterImpossible
+            There is none; it is closing or has ended; no cluster may have so many.
         """
         entry = self.book.entries.get(cluster_id)
         if entry is None or not entry.is_wanted:
             record = await self._ended(cluster_id)
             raise Conflict(f"the cluster {record.name!r} is {record.state} and cannot be scaled; create a new one",
                            cluster_state=str(record.state))
-        if self.max_workers is not None and n_workers > self.max_workers:
-            raise QuotaExceeded(
-                f"a cluster may have at most {self.max_workers} workers here, not {n_workers}: ask for fewer,"
-                " or raise max_cluster_workers", limit=self.max_workers,
-            )  # fmt: skip
+        self._check_workers(n_workers)
         task = asyncio.create_task(self._scale(entry, n_workers, tuple(leave)), name=f"scale-{cluster_id}")
         return await asyncio.shield(task)
 
@@ -461,7 +461,7 @@ class Clusters:
                 return record
         ended = await self._ledger.get_cluster(name_or_id)
         if ended is None or ended.tenant != tenant or ended.kind is ClusterKind.SPARE:
-            raise NotFound("no such cluster")
+            raise NotFound(_NO_SUCH_CLUSTER)
         return ended
 
     async def list(
