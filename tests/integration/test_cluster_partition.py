@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import pytest
 from distributed import Client
+from tests.alive import alive
 from tests.integration.core_fleet import CoreFleet
 from tests.integration.namespaces import Side, two_hosts
 from tests.integration.remote_agent import RemoteAgent, connected, remote_agent
@@ -103,7 +104,7 @@ class Scene:
                 healed_at = heal(sides)
             fleet.until(lambda: is_free(fleet, "far"), "the far agent to be back and free", timeout_s=PATIENCE_S)
             self.figures["back_s"] = time.monotonic() - healed_at
-            fleet.until(lambda: not psutil.pid_exists(old), "the end of the worker beyond", timeout_s=PATIENCE_S)
+            fleet.until(lambda: not alive([old]), "the end of the worker beyond", timeout_s=PATIENCE_S)
             fleet.until(lambda: "lapsed" in story(fleet, made), "its lapse to be told", timeout_s=PATIENCE_S)
             assert client.submit(sum, kept, pure=False).result(timeout=PATIENCE_S) == RIGHT
             after = document()
@@ -128,7 +129,7 @@ class Scene:
             fenced = "a worker of before is ended"
             fleet.until(lambda: fenced in fleet.logs(), "the fence", timeout_s=PATIENCE_S)
             assert any(fenced in line and "action=stale_epoch agent=far" in line for line in fleet.logs().splitlines())
-            fleet.until(lambda: not psutil.pid_exists(old), "the end of the worker that was fenced", timeout_s=PATIENCE_S)
+            fleet.until(lambda: not alive([old]), "the end of the worker that was fenced", timeout_s=PATIENCE_S)
             assert total.result(timeout=PATIENCE_S) == RIGHT
             fleet.until(lambda: slots_taken(fleet, "far") and document()["workers"] == 4, "another", timeout_s=PATIENCE_S)
             assert client.submit(sum, kept, pure=False).result(timeout=PATIENCE_S) == RIGHT
