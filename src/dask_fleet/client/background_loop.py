@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import os
 import queue
 import threading
@@ -12,6 +13,8 @@ from typing import Any, TypeVar, cast
 
 from dask_fleet.client.async_job import Report
 from dask_fleet.client.fan_out import TASK_PREFIX
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _STOP_S = 5.0
@@ -79,6 +82,8 @@ class BackgroundLoop:
             future = asyncio.run_coroutine_threadsafe(_last(self._running, last), self._loop)
             try:
                 future.result(_STOP_S)
+            except TimeoutError:  # a server, or this machine, is slow: whoever closes has no use for knowing
+                log.debug("closed before everything had ended", extra={"action": "close_timeout"})
             finally:
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 self._thread.join(_STOP_S)
