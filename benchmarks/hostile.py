@@ -1,188 +1,114 @@
-"""What an honest client notices of an attack: its calls' times alone, beside a paced attack, and beside one without limit.
+"""What an honest client notices of an attack: its calls' times alone, and beside attacks of several kinds.
 
     python -m benchmarks.hostile [--rounds 3] [--output docs/benchmarks.md]
 
-The attackers send the requests of the promise tests (`tests/promises/hostile.py`: broken HTTP, JSON, headers, ids, methods,
-tokens), made before the time is taken, from a process of their own on the same cores. Paced, they leave processor time to
-spare: what the honest client then waits for longer is the server's doing. Without a limit the attackers' process competes
-with the server and the client for the cores, too. The honest client asks, on one connection, for a result that is there.
+Attackers and honest client are those of the promise tests (`tests/promises`), processes of their own on the same cores. An
+attack is polite if it takes only processor time that neither the server nor the client wants (`SCHED_IDLE`): what the
+client then waits for longer is the server's doing. Else attackers compete with both for the cores. The attacks: broken
+HTTP, JSON, headers, ids, methods and tokens, paced and without limit; a thousand sockets that are opened, trickle, and hang
+up; a hundred bodies without end. The honest client asks, on one connection, for a result that is there.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
 import os
+import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import msgspec
-import uvloop
-from tests.promises.hostile import Hostility
+from tests.promises.attackers import Attackers
+from tests.promises.honest import Call, Honest, Target, prefer, quantile_ms
 
 from benchmarks import report
 from benchmarks.processes import ROOT
-from benchmarks.systems import System, fleet
+from dask_fleet.testing.served import ServedFleet
 
 WINDOW_S = 6.0
-SETTLE_S = 0.7
 PACED_PER_S = 400.0
 CONNECTIONS = 4
-PAUSE_S = 0.004
-_VOLLEY = 16
-_VOLLEYS = 600
-_SEED = 20260102
-
-
-class Attack(msgspec.Struct, kw_only=True, frozen=True):
-    """What attackers are to do."""
-
-    host: str
-    port: int
-    token: str
-    per_s: float
-    """Requests; 0 for as many as are answered."""
-    seconds: float
-
-
-class Damage(msgspec.Struct, kw_only=True, frozen=True):
-    """What they have done."""
-
-    sent: int
-    broken: int
-    """Answers of 500 and above."""
-    seconds: float
-
-
-# ---------------------------------------------------------------------- the attackers
-
-
-async def attack(order: Attack) -> Damage:
-    """Send volleys, each on a connection of its own, until the time is over."""
-    hostility = Hostility(_SEED, order.token)
-    volleys = [hostility.volley(_VOLLEY) for _ in range(_VOLLEYS)]
-    sent = broken = number = 0
-    begin = time.perf_counter()
-
-    async def attacker() -> None:
-        nonlocal sent, broken, number
-        while time.perf_counter() - begin < order.seconds:
-            volley = volleys[number % _VOLLEYS]
-            number += 1
-            sent += volley.requests
-            if order.per_s:
-                await asyncio.sleep(max(0.0, sent / order.per_s - (time.perf_counter() - begin)))
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(30):
-                    broken += (await _fire(order, volley.data)).count(b"HTTP/1.1 5")
-
-    async with asyncio.TaskGroup() as group:
-        for one in range(CONNECTIONS):
-            group.create_task(attacker(), name=f"attacker {one}")
-    return Damage(sent=sent, broken=broken, seconds=time.perf_counter() - begin)
-
-
-async def _fire(order: Attack, data: bytes) -> bytes:
-    reader, writer = await asyncio.open_connection(order.host, order.port)
-    answer = b""
-    try:
-        writer.write(data)
-        with contextlib.suppress(ConnectionError):
-            while piece := await reader.read(1 << 16):
-                answer += piece
-    finally:
-        writer.transport.abort()
-    return answer
-
-
-# ---------------------------------------------------------------------- the honest client
-
-
-def ask(system: System, seconds: float) -> list[float]:
-    """Ask for a result that is there, again and again with a pause between; return the seconds of each call, in order."""
-    host, _, port = system.url.removeprefix("http://").partition(":")
-    head = "".join(f"{name}: {value}\r\n" for name, value in system.headers.items())
-    body = b'{"n":1}'
-    text = f"POST {system.path} HTTP/1.1\r\nHost: {host}\r\n{head}Content-Type: application/json\r\n"
-    request = f"{text}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-    async def main() -> list[float]:
-        reader, writer = await asyncio.open_connection(host, int(port))
-        times: list[float] = []
-        end = time.perf_counter() + seconds
-        while (begin := time.perf_counter()) < end:
-            writer.write(request)
-            async with asyncio.timeout(30):
-                answer = await reader.readuntil(b"\r\n\r\n")
-                length = int(answer.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
-                document = msgspec.json.decode(await reader.readexactly(length))
-            if document.get("result") != 2:
-                raise RuntimeError(f"the honest client was answered {document}")
-            times.append(time.perf_counter() - begin)
-            await asyncio.sleep(PAUSE_S)
-        writer.close()
-        return times
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main())
-
-
-def quantile_ms(times: Sequence[float], share: float) -> float:
-    """Return a quantile in milliseconds."""
-    ordered = sorted(times)
-    return 1e3 * ordered[int(share * (len(ordered) - 1))]
-
-
-# ---------------------------------------------------------------------- the measurement
+KINDS = {"silent": 300, "head": 300, "body": 350, "reader": 50}
+OVERSIZED = 100
+SALVOS = 8
+SIEGES = 3
+"""Times that the slow sockets are opened in a round, all at once."""
+_SOCKETS = 8_192
 
 
 def under_attack(add: Callable[[str, float], None], folder: Path, *, rounds: int, window_s: float = WINDOW_S) -> None:
-    """Measure all three, in turn, `rounds` times."""
+    """Measure all of them, in turn, `rounds` times."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(_SOCKETS, hard)), hard))
     add("hostile load average", os.getloadavg()[0])
-    with fleet(folder) as (system, served, _):
-        ask(system, 2.0)  # the first calls start processes and fill caches
-        for _ in range(rounds):
-            alone = ask(system, window_s)
-            add("hostile alone p50 ms", quantile_ms(alone, 0.5))
-            add("hostile alone p99 ms", quantile_ms(alone, 0.99))
-            for name, per_s in (("paced", PACED_PER_S), ("unlimited", 0.0)):
-                before_s = _cpu_s(served.server_pid())
-                times, damage = _beside(system, served.token, per_s, window_s)
-                cpu_s = _cpu_s(served.server_pid()) - before_s
-                if damage.broken:
-                    raise RuntimeError(f"{damage.broken} of {damage.sent} hostile requests were answered with 500 or above")
-                add(f"hostile {name} per s", damage.sent / damage.seconds)
-                add(f"hostile {name} server cpu", cpu_s / damage.seconds)
-                add(f"hostile {name} p50 ms", quantile_ms(times, 0.5))
-                add(f"hostile {name} p99 ms", quantile_ms(times, 0.99))
-                add(f"hostile {name} p99 ratio", quantile_ms(times, 0.99) / quantile_ms(alone, 0.99))
+    service = ROOT / "tests" / "promises" / "service_tiny.py"
+    with ServedFleet([service], folder, args=("--nworkers", "2"), env={"TINY_STARTS": str(folder / "starts")}) as fleet:
+        target = Target(fleet.url, fleet.token, fleet.server_pid())
+        large = fleet.post("tiny/blob", {"mib": 32}, wait=30).json()["links"]["result"]
+        with Honest(target):  # the first calls start processes and fill caches
+            time.sleep(2.0)
+        for one in range(rounds):
+            for polite in (True, False):
+                _round(add, target, large, window_s, polite=polite, first=1_000 * (2 * one + polite + 1))
 
 
-def _beside(system: System, token: str, per_s: float, window_s: float) -> tuple[list[float], Damage]:
-    host, _, port = system.url.removeprefix("http://").partition(":")
-    order = Attack(host=host, port=int(port), token=token, per_s=per_s, seconds=window_s + 2 * SETTLE_S)
-    with subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.hostile", "--attack"],
-        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    ) as child:  # fmt: skip
-        assert child.stdin is not None
-        assert child.stdout is not None
-        try:
-            child.stdin.write(msgspec.json.encode(order) + b"\n")  # by a pipe: command lines are for all to read
-            child.stdin.close()
-            child.stdout.readline()  # it begins
-            time.sleep(SETTLE_S)
-            times = ask(system, window_s)
-            return times, msgspec.json.decode(child.stdout.read(), type=Damage)
-        finally:
-            child.kill()
+def _round(
+    add: Callable[[str, float], None], target: Target, large: str, window_s: float, *, polite: bool, first: int
+) -> None:
+    phases: list[tuple[str, float, float]] = []
+    rates: dict[str, tuple[float, float]] = {}
+    honest = Honest(target, first=first)
+    with honest, Attackers(target, polite=polite, large_result=large) as attackers:
+
+        def alone() -> None:
+            begin = time.monotonic()
+            time.sleep(window_s / 2)
+            phases.append(("alone", begin, time.monotonic()))
+
+        def attack(name: str, what: str, **how: object) -> None:
+            cpu_s = _cpu_s(target.pid)
+            done = attackers.do(what, **how)
+            phases.append((name, done["begin"], done["end"]))
+            if what == "volleys":
+                broken = sum(times for status, times in done["statuses"] if status >= 500)
+                if broken:
+                    raise RuntimeError(f"{broken} of {done['sent']} hostile requests were answered with 500 or above")
+                seconds = done["end"] - done["begin"]
+                rates[name] = done["sent"] / seconds, (_cpu_s(target.pid) - cpu_s) / seconds
+
+        if polite:
+            prefer(target.pid, honest.pid)
+        attackers.do("make")
+        alone()
+        for name, per_s in (("paced", PACED_PER_S), ("unlimited", 0.0)):
+            attack(name, "volleys", requests=1 << 60, seconds=window_s, per_s=per_s, at_once=CONNECTIONS)
+        for _ in range(SIEGES):
+            attack("opening", "open", kinds=KINDS, deadline_s=90)
+            attack("trickling", "rest", seconds=window_s / 2)
+            attack("hanging up", "drop")
+        for _ in range(SALVOS):
+            attack("bodies", "oversized", count=OVERSIZED)
+        time.sleep(2.5)  # the last of them are given two seconds to leave
+        alone()
+    if honest.failed:
+        raise RuntimeError(f"the honest client: {honest.failed[:3]}")
+    calls: dict[str, list[Call]] = {}
+    for name, begin, end in phases:
+        calls.setdefault(name, []).extend(honest.between(begin, end))
+    manner = "polite" if polite else "free"
+    base_ms = quantile_ms([call.seconds for call in calls["alone"]], 0.99)
+    for name, found in calls.items():
+        if not found:
+            continue
+        seconds = [call.seconds for call in found]
+        add(f"hostile {manner} {name} p50 ms", quantile_ms(seconds, 0.5))
+        add(f"hostile {manner} {name} p99 ms", quantile_ms(seconds, 0.99))
+        add(f"hostile {manner} {name} p99 ratio", quantile_ms(seconds, 0.99) / base_ms)
+        if name in rates:
+            add(f"hostile {manner} {name} per s", rates[name][0])
+            add(f"hostile {manner} {name} server cpu", rates[name][1])
 
 
 def _cpu_s(pid: int) -> float:
@@ -191,20 +117,11 @@ def _cpu_s(pid: int) -> float:
 
 
 def main() -> None:
-    """Attack, if told so by our parent; else measure and print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="the report whose section on this is to be made anew")
-    parser.add_argument("--attack", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.attack:
-        order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Attack)
-        print("begins", flush=True)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            damage: Any = runner.run(attack(order))
-        print(msgspec.json.encode(damage).decode())
-        return
-
     samples: dict[str, list[float]] = {}
 
     def show(name: str, value: float) -> None:

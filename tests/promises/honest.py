@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Collection
@@ -109,3 +111,11 @@ def resident_mb(pid: int) -> float:
     """Return a process's resident memory."""
     text = Path(f"/proc/{pid}/status").read_text()
     return int(text.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+def prefer(*pids: int) -> None:
+    """Put processes before all others of this machine, if we may: what others do is none of the server's doing."""
+    for pid in pids:
+        with contextlib.suppress(PermissionError):
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), -10)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import sys
 import threading
@@ -32,7 +31,7 @@ from typing import Any, Self
 import pytest
 from tests.promises.attackers import Attackers
 from tests.promises.form import FULL, Record
-from tests.promises.honest import Call, Honest, Target, quantile_ms, resident_mb
+from tests.promises.honest import Call, Honest, Target, prefer, quantile_ms, resident_mb
 from tests.promises.slow_sockets import Outcome, SlowSockets
 
 from dask_fleet.testing.served import ServedFleet
@@ -159,14 +158,6 @@ class Siege:
         while not self._ended.wait(0.1):
             with contextlib.suppress(OSError):
                 self.verdict.rss_mb = max(self.verdict.rss_mb, resident_mb(self._pid) - before)
-
-
-def prefer(*pids: int) -> None:
-    """Put processes before all others of this machine, if we may: what others do is none of the server's doing."""
-    for pid in pids:
-        with contextlib.suppress(PermissionError):
-            for thread in Path(f"/proc/{pid}/task").iterdir():
-                os.setpriority(os.PRIO_PROCESS, int(thread.name), -10)
 
 
 # ---------------------------------------------------------------------- hostile requests
