@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
@@ -18,7 +17,7 @@ from dask_fleet.controller.clusters.capacity import size_of
 from dask_fleet.controller.clusters.for_jobs import JobClusters
 from dask_fleet.controller.clusters.hearing import Hearing
 from dask_fleet.controller.clusters.keeper import START_S, Keeper
-from dask_fleet.controller.clusters.signing import Signer
+from dask_fleet.controller.clusters.signing import SignedAhead, Signer
 from dask_fleet.controller.clusters.slots import SlotGiver
 from dask_fleet.controller.clusters.spares import SpareClusters
 from dask_fleet.controller.clusters.view import ClusterView
@@ -26,7 +25,7 @@ from dask_fleet.controller.clusters.waiting import waiting_for
 from dask_fleet.controller.dispatcher import Dispatcher
 from dask_fleet.model.cluster_states import ClusterState, SlotLeaseState
 from dask_fleet.model.clusters import ClusterEventRecord, ClusterKind, ClusterRecord, ClusterSpec, NewCluster
-from dask_fleet.model.errors import ClusterImpossible, Conflict, Draining, FleetError, NotFound, QuotaExceeded
+from dask_fleet.model.errors import ClusterImpossible, Conflict, Draining, NotFound, QuotaExceeded
 from dask_fleet.plugins.clock import Clock
 from dask_fleet.plugins.ledger import Ledger
 from dask_fleet.protocol.cluster_frames import NeedCluster
@@ -34,9 +33,6 @@ from dask_fleet.protocol.cluster_frames import NeedCluster
 log = logging.getLogger(__name__)
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], None]
-
-SIGNED_KEPT_S = 60.0
-"""How long a certificate that was signed ahead waits for who asked for it."""
 
 TICK_S = 1.0
 """How often idle times, lifetimes and unanswered frames are looked at, while there are clusters."""
@@ -73,6 +69,7 @@ class Clusters:
         self.max_workers = max_workers
         self.book = Book(agents)
         self._signer = Signer(agents, self.book)
+        self._ahead = SignedAhead(self._signer, alarms)
         self._keeper = Keeper(
             book=self.book,
             ledger=ledger,
@@ -105,7 +102,6 @@ class Clusters:
         self._jobs = JobClusters(
             clusters=self, book=self.book, agents=agents, dispatcher=dispatcher, slots=self._slots, clock=clock
         )
-        self._signing: dict[tuple[str, bytes], asyncio.Task[tuple[bytes, bytes]]] = {}
         self._creating: dict[tuple[str, str], int] = {}
         self._under_way: dict[str, asyncio.Task[ClusterRecord]] = {}
         """Requests that are being recorded, by the id they ask for."""
@@ -253,7 +249,7 @@ class Clusters:
         if spare is not None:
             if csr is not None:  # signed while it is recorded: the answer has both
                 spare.csr = csr
-                self._sign_ahead(spare)
+                self._ahead.begin(spare)
             adopted = await self.spares.adopt(spare, new)
             if adopted is not None:
                 self._changed()
@@ -352,31 +348,12 @@ class Clusters:
         if entry is None:
             record = await self._ended(cluster_id)
             raise Conflict(f"the cluster {record.name!r} is {record.state}", cluster_state=str(record.state))
-        ahead = self._signing.pop((cluster_id, csr), None)
-        if ahead is not None:
-            try:
-                return await asyncio.shield(ahead)
-            except FleetError:
-                pass  # it was asked too early, or of another scheduler
-        return await self._signer.sign(entry, csr, role=role)
+        return await self._ahead.take(entry, csr) or await self._signer.sign(entry, csr, role=role)
 
     def _opened(self, entry: Entry) -> None:
         """Its scheduler has come up."""
         self.spares.note(entry.record)
-        self._sign_ahead(entry)
-
-    def _sign_ahead(self, entry: Entry) -> None:
-        """Sign for the client that asked for the cluster, before it asks."""
-        csr, entry.csr = entry.csr, None
-        if csr is not None:
-            key = (entry.record.cluster_id, csr)
-            task = asyncio.create_task(self._signer.sign(entry, csr, role="client"), name=f"sign-{key[0]}")
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever asks hears of it
-            self._signing[key] = task
-            self._alarms.after(SIGNED_KEPT_S, partial(self._forget_signed, key))
-
-    def _forget_signed(self, key: tuple[str, bytes]) -> None:
-        self._signing.pop(key, None)
+        self._ahead.begin(entry)
 
     def _lost(self, entry: Entry, why: str) -> None:
         self._jobs.lost(entry, why)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from functools import partial
 
 from dask_fleet.controller.agents import Agents
+from dask_fleet.controller.alarms import Alarms
 from dask_fleet.controller.clusters.book import Book, Entry
 from dask_fleet.model.cluster_states import ClusterState
-from dask_fleet.model.errors import AgentUnreachable, BadRequest, Conflict
+from dask_fleet.model.errors import AgentUnreachable, BadRequest, Conflict, FleetError
 from dask_fleet.protocol.cluster_frames import Sign, Signature, Signed, WantSignature
 
 SIGN_S = 10.0
 """How long the agent has to sign. It takes a millisecond; but the agent may be swapped out, or gone."""
+SIGNED_KEPT_S = 60.0
+"""How long a certificate that was signed ahead waits for who asked for it."""
 
 
 class Signer:
@@ -86,3 +90,35 @@ class Signer:
         handle = self._agents.get(agent)
         if handle is not None:
             handle.send(Signature(frame.lease, certificate, ca))
+
+
+class SignedAhead:
+    """Certificates of clients that asked for a cluster: signed as soon as it runs, before they ask for them."""
+
+    def __init__(self, signer: Signer, alarms: Alarms) -> None:
+        self._signer = signer
+        self._alarms = alarms
+        self._signing: dict[tuple[str, bytes], asyncio.Task[tuple[bytes, bytes]]] = {}
+
+    def begin(self, entry: Entry) -> None:
+        """Sign what the cluster's entry has of its client, if anything."""
+        csr, entry.csr = entry.csr, None
+        if csr is not None:
+            key = (entry.record.cluster_id, csr)
+            task = asyncio.create_task(self._signer.sign(entry, csr, role="client"), name=f"sign-{key[0]}")
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever asks hears of it
+            self._signing[key] = task
+            self._alarms.after(SIGNED_KEPT_S, partial(self._forget, key))
+
+    async def take(self, entry: Entry, csr: bytes) -> tuple[bytes, bytes] | None:
+        """Return what `Signer.sign` gave for this request; ``None`` if it was not signed ahead."""
+        ahead = self._signing.pop((entry.record.cluster_id, csr), None)
+        if ahead is None:
+            return None
+        try:
+            return await asyncio.shield(ahead)
+        except FleetError:
+            return None  # it was asked too early, or of another scheduler
+
+    def _forget(self, key: tuple[str, bytes]) -> None:
+        self._signing.pop(key, None)
