@@ -83,7 +83,7 @@ class Taken:
             self._create(first_s)
         self._wait_until_it_runs(deadline, tell)
         if "certificate" not in self.document:
-            self.sign()
+            self.sign(joining=True)
         if "versions" in self.document:
             _warn_of_versions(self.document["versions"])
 
@@ -143,10 +143,15 @@ class Taken:
             self.link.request("PATCH", self.path, {"n_workers": n_workers, **({"leave": names} if names else {})})
         )
 
-    def sign(self) -> None:
-        """Have our certificate signed; ``document["certificate"]`` is it."""
+    def sign(self, *, joining: bool = False) -> None:
+        """Have our certificate signed; ``document["certificate"]`` is it.
+
+        Who is `joining` is refused (`VersionMismatch`) where Dask would fail between here and there. Who is renewing is in
+        already, whatever the server runs by now.
+        """
         assert self.key is not None
-        self._learn(self.link.request("POST", f"{self.path}/certificate", {"csr": self.key.csr}))
+        asked = {"csr": self.key.csr, **({"versions": versions_here()} if joining else {})}
+        self._learn(self.link.request("POST", f"{self.path}/certificate", asked))
 
     def story(self) -> list[dict[str, Any]]:
         """Return what has happened to it, oldest first."""

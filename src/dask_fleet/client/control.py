@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import dask_fleet
 from dask_fleet.client.problems import error_from
-from dask_fleet.client.retries import RETRYABLE_STATUS, RetryPolicy
+from dask_fleet.client.retries import RetryPolicy
 from dask_fleet.config.secret import Secret
 from dask_fleet.config.settings import Settings
 from dask_fleet.config.trust import CURE, Trust, explain
@@ -103,7 +103,7 @@ class ControlLink:
                 if 200 <= status < 300:
                     return self._document(content)
                 error = error_from(status, got, content)
-                again = error.retryable or status in RETRYABLE_STATUS
+                again = error.retryable
                 cause = None
             delay = retry.delay(
                 attempt,

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-RETRYABLE_STATUS = frozenset({429, 502, 503, 504})
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:

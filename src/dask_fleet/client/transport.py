@@ -15,7 +15,7 @@ import httpx
 
 import dask_fleet
 from dask_fleet.client.problems import error_from
-from dask_fleet.client.retries import RETRYABLE_STATUS, RetryPolicy
+from dask_fleet.client.retries import RetryPolicy
 from dask_fleet.config.discovery import is_loopback
 from dask_fleet.config.secret import Secret
 from dask_fleet.config.trust import CURE, Trust, explain
@@ -120,7 +120,7 @@ class Transport:
                 if response.is_success:
                     return response
                 error = error_from(response.status_code, response.headers, response.content)
-                again = error.retryable or response.status_code in RETRYABLE_STATUS
+                again = error.retryable
                 cause = None
             delay = self._retry.delay(
                 attempt,

@@ -106,19 +106,20 @@ def parse_scale(body: bytes) -> tuple[int, tuple[str, ...]]:
     return take("n_workers", _whole(0, MAX_WORKERS), 0), take("leave", _workers, ())
 
 
-def parse_csr(body: bytes) -> bytes:
-    """Return the certificate request that the body holds.
+def parse_csr(body: bytes) -> tuple[bytes, dict[str, str]]:
+    """Return the certificate request that the body holds, and the versions of who sends it, empty if they are not told.
 
     Raises
     ------
     BadRequest
         If there is none.
     """
-    document = _object(body, ("csr",))
-    csr: bytes | None = _Members(document)("csr", _csr, None)
+    take = _Members(_object(body, ("csr", "versions")))
+    csr: bytes | None = take("csr", _csr, None)
+    versions: dict[str, str] = take("versions", _versions, {})
     if csr is None:
         raise BadRequest('the body must be a JSON object {"csr": "-----BEGIN CERTIFICATE REQUEST-----…"}')
-    return csr
+    return csr, versions
 
 
 class _Members:

@@ -14,6 +14,7 @@ _TEXT: dict[str, Any] = {"type": "string"}
 _TIME: dict[str, Any] = {"type": "string", "format": "date-time"}
 _NUMBERS: dict[str, Any] = {"type": "object", "additionalProperties": {"type": "number"}}
 _VERSIONS: dict[str, Any] = {"type": "object", "additionalProperties": _TEXT, "description": "By package, and `python`."}
+_CLIENT_VERSIONS: dict[str, Any] = {**_VERSIONS, "description": "The client's; it is refused where Dask would fail."}
 _DURATION: dict[str, Any] = {
     "anyOf": [{"type": "number"}, {"type": "string"}, {"type": "null"}],
     "description": "Seconds, text such as `20m`, or null for no limit.",
@@ -107,7 +108,7 @@ CLUSTER_SCHEMAS: dict[str, Any] = {
             },
             "shutdown_on_close": {"type": "boolean", "default": True, "description": "Noted for the cluster's creator."},
             "csr": {"type": "string", "description": "Certificate request (PEM) of a client, to be signed at once."},
-            "versions": {**_VERSIONS, "description": "The client's; it is refused where Dask would fail."},
+            "versions": _CLIENT_VERSIONS,
         },
         strict=True,
     ),
@@ -255,7 +256,7 @@ CLUSTER_PATHS: dict[str, Any] = {
             "tags": ["clusters"],
             "summary": "Have a client's certificate signed, to join a cluster or before the old one ends",
             "parameters": [_NAME],
-            "requestBody": _body(_object({"csr": _TEXT}, "csr", strict=True)),
+            "requestBody": _body(_object({"csr": _TEXT, "versions": _CLIENT_VERSIONS}, "csr", strict=True)),
             "responses": {
                 "200": _answer("ClusterWithCertificate", "The cluster with the certificate."),
                 **_CHANGING,

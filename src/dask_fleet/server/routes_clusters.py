@@ -118,7 +118,8 @@ class _Clusters:
 
     async def sign(self, request: Request) -> Response:
         record = await self._own(request)
-        csr = parse_csr(await read_body(request.scope, request.receive, limit=SMALL_BODY_BYTES))
+        csr, versions = parse_csr(await read_body(request.scope, request.receive, limit=SMALL_BODY_BYTES))
+        refuse_mismatch(versions, versions_here())
         certificate = await self._signed(record, csr)
         return json_response({**self._document(record), "certificate": certificate, "versions": versions_here()})
 

@@ -17,6 +17,7 @@ from distributed.versions import VersionMismatchWarning
 from dask_fleet import FleetCluster
 from dask_fleet.cli.main import main
 from dask_fleet.client import cluster_taking
+from dask_fleet.client.cluster_key import ClusterKey
 from dask_fleet.model.errors import ClusterImpossible, Conflict, FleetError, NotFound, VersionMismatch
 from dask_fleet.testing.served import Answer, Connection, ServedFleet
 
@@ -279,18 +280,22 @@ def test_a_certificate_of_another_cluster_opens_nothing(where: dict[str, Any], t
 
 
 def test_other_versions_are_refused_where_dask_would_fail_and_else_named(
-    fleet: ServedFleet, where: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    fleet: ServedFleet, where: dict[str, Any], taken: FleetCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command line computes nothing, so what is installed beside it does not matter; it joins only for `logs`."""
+    certificate = f"/v1/clusters/{taken.cluster_id}/certificate"
     mine = cluster_taking.versions_here()
     for package, version in (("python", "3.4.0"), ("distributed", "2020.1.0")):
         theirs = {**mine, package: version}
         monkeypatch.setattr(cluster_taking, "versions_here", lambda theirs=theirs: theirs)
         with pytest.raises(VersionMismatch, match=f"{package} {mine[package]}.*yours is {version}.*Use an environment"):
             FleetCluster(n_workers=1, **where)
-        detail = problem(fleet.request("POST", "/v1/clusters", {"versions": theirs}), 409, "version_mismatch")
-        assert "Use an environment with those versions" in detail
+        with pytest.raises(VersionMismatch, match=f"{package} {mine[package]}.*yours is {version}.*Use an environment"):
+            FleetCluster.from_name(taken.name, **where)
+        for path, more in (("/v1/clusters", {}), (certificate, {"csr": ClusterKey().csr})):
+            detail = problem(fleet.request("POST", path, {"versions": theirs, **more}), 409, "version_mismatch")
+            assert "Use an environment with those versions" in detail
     theirs = {**mine, "numpy": "0.1"}
     monkeypatch.setattr(cluster_taking, "versions_here", lambda: theirs)
     with pytest.warns(VersionMismatchWarning, match=r"numpy 0\.1 here"), FleetCluster(n_workers=0, **where):
-        pass
+        taken._taken.sign()  # who is in already renews, whatever the server runs by now

@@ -22,7 +22,15 @@ from tests.unit.client.cluster_server import Remote, standing_in
 
 from dask_fleet import FleetCluster
 from dask_fleet.client import cluster_watch
-from dask_fleet.model.errors import ClusterFailed, ClusterImpossible, Conflict, NotFound, VersionMismatch, WaitTimeout
+from dask_fleet.model.errors import (
+    ClusterFailed,
+    ClusterImpossible,
+    Conflict,
+    NotFound,
+    QuotaExceeded,
+    VersionMismatch,
+    WaitTimeout,
+)
 
 DEADLINE_S = 30.0
 PLAN = {"hold": False, "workers": True, "lifetime_s": 86_400.0, "versions": {}, "refuse": None}
@@ -216,6 +224,11 @@ def test_refusals_are_the_servers_own_errors_and_nothing_is_given_back(server: R
         server.set(refuse=(status, code, "no"))
         with pytest.raises(cls):
             FleetCluster(**server.options)
+    asked = len(server.state()["requests"])
+    server.set(refuse=(429, "quota_exceeded", "close one first"))
+    with pytest.raises(QuotaExceeded):
+        FleetCluster(**server.options)
+    assert len(server.state()["requests"]) == asked + 1, "asking again helps nobody"
     server.set(refuse=None)
     with pytest.raises(NotFound):
         FleetCluster.from_name("nobody", **server.options)
