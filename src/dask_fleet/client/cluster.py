@@ -169,6 +169,7 @@ class FleetCluster(SizedCluster):
         self.shutdown_on_close = shutdown_on_close
         self._info: Any = {"workers": {}}
         self._info_is_there = threading.Event()
+        self._first_look_s = _FIRST_LOOK_S
         self.info_is_wanted = asyncio.Event()
         """Somebody asks what the scheduler tells: do not wait with following it."""
         self.is_lost = False
@@ -227,7 +228,7 @@ class FleetCluster(SizedCluster):
                     while self._is_looked_for():  # noqa: ASYNC110 - whoever looks for it may end at any step
                         await asyncio.sleep(_LOOK_S)
         if self.status == Status.running:
-            self._spawn(cluster_clients.quicken(weakref.ref(self)), "quicken")
+            self.loop.add_callback(_quicken, weakref.ref(self))  # whoever waits for a cluster may do so on a loop of its own
         return self
 
     def _is_looked_for(self) -> bool:
@@ -343,7 +344,8 @@ class FleetCluster(SizedCluster):
                 self.info_is_wanted.set()
             else:
                 self.loop.add_callback(self.info_is_wanted.set)
-                self._info_is_there.wait(_FIRST_LOOK_S)
+                if not self._info_is_there.wait(self._first_look_s):
+                    self._first_look_s = 0.0  # it does not answer: the next look is not to wait in vain as well
         return self._info
 
     @scheduler_info.setter
@@ -355,6 +357,7 @@ class FleetCluster(SizedCluster):
         self.scheduler_info = info
         self.is_lost = False
         self._info_is_there.set()
+        self._first_look_s = _FIRST_LOOK_S
 
     @property
     def cluster_id(self) -> str:
@@ -464,6 +467,12 @@ class FleetCluster(SizedCluster):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _quicken(cluster_ref: weakref.ref[FleetCluster]) -> None:
+    cluster = cluster_ref()
+    if cluster is not None and cluster.status == Status.running:
+        cluster._spawn(cluster_clients.quicken(cluster_ref), "quicken")  # noqa: SLF001
 
 
 async def _tell_of_workers(cluster_ref: weakref.ref[FleetCluster]) -> None:

@@ -108,4 +108,5 @@ async def _move(client: Any, address: str) -> None:
     client.scheduler_comm = None
     client.scheduler = client.rpc(address)
     await client._ensure_connected(timeout=CONNECT_S)  # noqa: SLF001
+    _sends_sooner(client.scheduler_comm)
     client._handle_report_task = asyncio.create_task(client._handle_report(), name="client-report")  # noqa: SLF001

@@ -63,7 +63,7 @@ def run_cli(fleet: ServedFleet, *args: str, code: int = 0) -> subprocess.Complet
 
 
 def test_a_program_of_dask_runs_and_its_slots_come_back(fleet: ServedFleet, options: dict[str, Any]) -> None:
-    with FleetCluster(n_workers=2, name="plain", **options) as cluster, Client(cluster) as client:
+    with FleetCluster(n_workers=2, name="plain", **options) as cluster, Client(cluster, name="rehearsal") as client:
         assert client.submit(lambda: 6 * 7).result(timeout=DEADLINE_S) == 42
         cluster.wait_for_workers(2, timeout=DEADLINE_S)
         pids = set(client.run(os.getpid).values())
@@ -71,6 +71,7 @@ def test_a_program_of_dask_runs_and_its_slots_come_back(fleet: ServedFleet, opti
         assert os.getpid() not in pids
         assert cluster.dashboard_link.startswith("http://127.0.0.1:")
         held = client.scatter([bytes([n]) * 10_000 for n in range(6)])
+        until(lambda: fleet.request("GET", f"/v1/clusters/{cluster.cluster_id}").json()["clients"] == 1, "it to be counted")
         cluster.scale(1)
         until(lambda: len(client.scheduler_info()["workers"]) == 1, "one worker to leave")
         assert [len(each) for each in client.gather(held)] == [10_000] * 6

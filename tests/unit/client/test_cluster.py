@@ -21,7 +21,8 @@ from distributed.versions import VersionMismatchWarning
 from tests.unit.client.cluster_server import Remote, standing_in
 
 from dask_fleet import FleetCluster
-from dask_fleet.client import cluster_watch
+from dask_fleet.client import cluster as cluster_module
+from dask_fleet.client import cluster_clients, cluster_watch
 from dask_fleet.model.errors import (
     ClusterFailed,
     ClusterImpossible,
@@ -298,7 +299,8 @@ def test_a_forgotten_one_is_closed(server: Remote) -> None:
     runner.stop()
 
 
-def test_a_replaced_scheduler_is_followed_by_cluster_and_clients(server: Remote) -> None:
+def test_a_replaced_scheduler_is_followed_by_cluster_and_clients(server: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_clients, "_AT_MOST_S", 0.5)
     said = io.StringIO()
     with (
         redirect_stdout(said),
@@ -308,6 +310,7 @@ def test_a_replaced_scheduler_is_followed_by_cluster_and_clients(server: Remote)
         lost = client.submit(lambda: 1)
         assert lost.result(timeout=DEADLINE_S) == 1
         until(lambda: cluster.followed, "the cluster to be followed")
+        until(lambda: not any("quicken" in task.get_name() for task in cluster._tasks), "the search for new clients to end")
         old = cluster.scheduler_address
         server.replace("moved", pending=True)
         until(lambda: "has lost its scheduler (SIGKILL)" in said.getvalue(), "the loss to be told")
@@ -316,8 +319,33 @@ def test_a_replaced_scheduler_is_followed_by_cluster_and_clients(server: Remote)
         assert cluster.scheduler_address != old
         assert lost.cancelled()
         assert client.submit(lambda: 2).result(timeout=DEADLINE_S) == 2
+        assert client.scheduler_comm.interval < 0.01, "there, too, it sends sooner"
         until(lambda: len(cluster.scheduler_info["workers"]) == 1, "the new workers to be seen")
         wait(client.map(lambda x: x, range(5)), timeout=DEADLINE_S)
+
+
+def test_whoever_waits_for_it_on_another_loop_it_can_be_closed(server: Remote) -> None:
+    cluster = FleetCluster(n_workers=0, name="awaited", **server.options)
+
+    async def main() -> None:
+        assert await cluster is cluster
+        await asyncio.to_thread(cluster.close)  # while it still looks for the client that will be made
+
+    asyncio.run(main())
+    assert cluster.status == Status.closed
+    assert status_of(server, "awaited") == "closed"
+
+
+def test_a_silent_scheduler_is_waited_for_once(server: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(cluster_watch, "_subscribe", silent)
+    monkeypatch.setattr(cluster_module, "_FIRST_LOOK_S", 1.0)
+    with FleetCluster(n_workers=0, name="silent", **server.options) as cluster:
+        began = time.monotonic()
+        assert [len(cluster.observed) for _ in range(60)] == [0] * 60
+        assert time.monotonic() - began < DEADLINE_S, "60 times a second"
 
 
 def test_one_that_has_ended_says_why(server: Remote) -> None:

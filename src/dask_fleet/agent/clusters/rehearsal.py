@@ -16,8 +16,9 @@ from distributed import Client, Scheduler
 
 log = logging.getLogger(__name__)
 
-CLIENT_PREFIX = "Client-rehearsal-"
-_NAME = "rehearsal"
+CLIENT_PREFIX = "Client-dask-fleet-rehearsal-"
+_NAME = "dask-fleet-rehearsal"
+"""Of its client and tasks: none that a user gives. What has it is not counted, and forgotten."""
 _WORKERS = 8
 """With more than that, who takes the cluster has to wait for its tasks rather than for the first of them."""
 _PATIENCE_S = 10.0
