@@ -75,7 +75,7 @@ class FleetHTTPProtocol(HttpToolsProtocol, Watched):
         self.peer = self.client[0] if self.client else ""
         self.edge.watch.connections.add(self)
         self._on_probation = not self.edge.admission.enter(self, self.peer)
-        self.loop.call_soon(self.slow_down)  # not now: the transport begins to read right after this
+        self.loop.call_soon(self._begin_slowly)  # not now: the transport begins to read right after this
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
@@ -103,6 +103,10 @@ class FleetHTTPProtocol(HttpToolsProtocol, Watched):
         for start in range(0, len(data), _STEP_BYTES):
             if not self._feed(view[start : start + _STEP_BYTES]):
                 return
+
+    def _begin_slowly(self) -> None:
+        if self.phase is not Phase.IDLE:  # else the first request came at once and is answered
+            self.slow_down()
 
     def slow_down(self) -> None:
         """Be read in the slow lane from now on, if that is for such as this."""

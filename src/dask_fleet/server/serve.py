@@ -37,7 +37,6 @@ from dask_fleet.server.edge import Edge
 from dask_fleet.server.hosts import HostCheck
 from dask_fleet.server.http_protocol import FleetHTTPProtocol
 from dask_fleet.server.lifeline import ended_with
-from dask_fleet.server.listener import Listener
 from dask_fleet.server.listening import Announcement, cluster_host, listen, local_url, public_url, refuse_open_bind
 from dask_fleet.server.live import LiveRequests
 from dask_fleet.server.routes import all_routes
@@ -55,6 +54,7 @@ LEDGER_FILE = "ledger.db"
 
 _AGENT_CHECK_S = 1.0
 _AGENT_STOP_S = 10.0
+BACKLOG = 2048
 _GC_THRESHOLD = 20_000
 """New objects between two collections, instead of 700: a call makes some dozens, hardly any in a cycle."""
 _GIL_SWITCH_S = 0.0005
@@ -296,19 +296,20 @@ class _Uvicorn(uvicorn.Server):
         self.is_serving = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to serve. Unlike uvicorn's, a few connections at a time, and with TLS handshakes that are counted."""
+        """Begin to serve. Unlike uvicorn's, with TLS handshakes that are counted and have a deadline."""
         await self.lifespan.startup()
+        loop = asyncio.get_running_loop()
         tls = self.config.ssl
         if tls is None:
             make = functools.partial(FleetHTTPProtocol, self.config, self.server_state, {}, edge=self._edge)
-            listeners: list[Listener] = [Listener(sock, make) for sock in sockets or ()]
+            self.servers = [await loop.create_server(make, sock=sock, backlog=BACKLOG) for sock in sockets or ()]
         else:
 
             def secured(handshake: Handshake) -> FleetHTTPProtocol:
                 return SecuredHTTPProtocol(self.config, self.server_state, {}, edge=self._edge, handshake=handshake)
 
             listeners = [TLSListener(sock, tls, secured, self._edge) for sock in sockets or ()]
-        self.servers = cast("list[asyncio.Server]", listeners)
+            self.servers = cast("list[asyncio.Server]", listeners)
         self.started = True
         self.is_serving.set()
 

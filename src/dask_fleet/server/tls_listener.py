@@ -7,6 +7,8 @@ limit, and whoever begins handshakes without ending them could take every descri
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import socket
 import ssl
 from collections.abc import Callable
@@ -14,10 +16,15 @@ from typing import Any
 
 from dask_fleet.server.edge import Edge
 from dask_fleet.server.http_protocol import FleetHTTPProtocol
-from dask_fleet.server.listener import Listener
+
+log = logging.getLogger(__name__)
 
 HANDSHAKE_S = 10.0
 """For a TLS handshake, and for its end."""
+_ACCEPTED_AT_ONCE = 2
+"""Then it is the turn of whoever else waits for the event loop."""
+_PAUSE_S = 0.5
+"""Without descriptors or memory, accepting again at once would fail again at once."""
 
 MakeProtocol = Callable[["Handshake"], FleetHTTPProtocol]
 
@@ -72,8 +79,18 @@ class Handshake:
                 raise
 
 
-class TLSListener(Listener):
-    """A `Listener` whose connections begin with a handshake, for which they have `within_s` seconds."""
+class TLSListener:
+    """In the place of an `asyncio.Server`.
+
+    Parameters
+    ----------
+    listener
+        Bound and listening, not blocking. It stays its owner's.
+    make
+        Makes the protocol of a connection.
+    within_s
+        Seconds for a handshake.
+    """
 
     def __init__(
         self,
@@ -84,17 +101,62 @@ class TLSListener(Listener):
         *,
         within_s: float = HANDSHAKE_S,
     ) -> None:
+        self._listener = listener
         self._context = context
-        self._make_secured = make
+        self._make = make
         self._edge = edge
         self._within_s = within_s
-        super().__init__(listener, asyncio.Protocol)  # `begin` makes its own
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pause: asyncio.TimerHandle | None = None
+        self.sockets = (listener,)
+        self._loop.add_reader(listener, self._accept)
 
-    def begin(self, sock: socket.socket, peer: str) -> None:
-        """Begin a handshake."""
+    def close(self) -> None:
+        """Accept no more, and end the handshakes under way; connections go on."""
+        if self._pause is not None:
+            self._pause.cancel()
+        with contextlib.suppress(ValueError, OSError):  # its owner may have closed it
+            self._loop.remove_reader(self._listener)
+        for task in self._tasks:
+            task.cancel()
+
+    async def wait_closed(self) -> None:
+        """Wait for the last handshake's end."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                sock, address = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as exc:
+                log.error(  # noqa: TRY400 - the message says it all
+                    "cannot accept connections: %s", exc.strerror, extra={"action": "accept_failed"}
+                )
+                self._loop.remove_reader(self._listener)
+                self._pause = self._loop.call_later(_PAUSE_S, self._loop.add_reader, self._listener, self._accept)
+                return
+            sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
+            self._begin(sock, str(address[0]))
+
+    def _begin(self, sock: socket.socket, peer: str) -> None:
         handshake = Handshake(self._edge, peer)
-        work = handshake.shake(sock, self._make_secured, self._context, self._within_s)
-        handshake.task = self.spawn(work, sock, name="tls-handshake", after=handshake.leave)
+        task = self._loop.create_task(handshake.shake(sock, self._make, self._context, self._within_s), name="tls-handshake")
+        handshake.task = task
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            handshake.leave()
+            if task.cancelled():
+                sock.close()  # it may not even have begun
+            elif (exc := task.exception()) is not None:
+                sock.close()
+                log.error("a handshake failed", exc_info=exc, extra={"action": "handshake_failed"})
+
+        task.add_done_callback(ended)
 
 
 def _reason(exc: OSError) -> str:

@@ -20,7 +20,6 @@ from dask_fleet.server.body import BY_RATE, ClientDisconnectedError, read_body
 from dask_fleet.server.deadlines import Deadlines, Watch
 from dask_fleet.server.edge import Edge
 from dask_fleet.server.http_protocol import FleetHTTPProtocol
-from dask_fleet.server.listener import Listener
 from dask_fleet.server.listening import listen
 from dask_fleet.server.tls_listener import SecuredHTTPProtocol, TLSListener
 from dask_fleet.server.websocket_protocol import FleetWebSocketProtocol
@@ -129,9 +128,11 @@ class EdgeRig:
             await self._serve_on(listener, config, state)
 
     async def _serve_on(self, listener: socket.socket, config: uvicorn.Config, state: ServerState) -> None:
-        server: Listener
+        server: Any
         if self._tls is None:
-            server = Listener(listener, lambda: FleetHTTPProtocol(config, state, {}, edge=self.edge))
+            server = await self._loop.create_server(
+                lambda: FleetHTTPProtocol(config, state, {}, edge=self.edge), sock=listener, backlog=512
+            )
         else:
             server = TLSListener(
                 listener,
@@ -144,7 +145,8 @@ class EdgeRig:
             self._ready.set()
             await self._stop.wait()
         server.close()
-        await server.wait_closed()
+        if self._tls is not None:
+            await server.wait_closed()
         for connection in list(state.connections):
             connection.transport.abort()
         tasks = list(state.tasks)
