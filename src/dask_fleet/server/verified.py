@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from weakref import WeakValueDictionary
 
 from dask_fleet.model.errors import ResultCorrupt
 from dask_fleet.plugins.result_store import ResultStore
@@ -38,6 +39,7 @@ class Verified:
         self._now = now
         self._known: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
         """By location and digest: the stamp at that time, and until when it counts."""
+        self._of_one: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._turn = asyncio.Semaphore(2)  # hashing gigabytes for everyone at once would starve the ledger's disk
 
     async def check(self, location: str, *, digest: str, size: int) -> None:
@@ -57,7 +59,9 @@ class Verified:
             if size <= ALWAYS_BYTES:
                 await self._compare(location, digest)
             elif not self._is_sound((location, digest), stamp):
-                async with self._turn:
+                # Of each one at a time: two readers of the same would compare it twice, on two cores.
+                lock = self._of_one.setdefault((location, digest), asyncio.Lock())
+                async with lock, self._turn:
                     if not self._is_sound((location, digest), stamp):  # else somebody was first
                         await self._compare(location, digest)
                         self._remember((location, digest), stamp)

@@ -71,3 +71,18 @@ def test_a_small_one_always(tmp_path: Path) -> None:
 
 def test_a_large_one_once_an_hour_and_when_its_file_has_changed(tmp_path: Path) -> None:
     assert play(tmp_path, ALWAYS_BYTES + 1) == [1, 1, 1, 2, 3, 3, 4, 5, 5]
+
+
+def test_readers_of_the_same_have_it_compared_once(tmp_path: Path) -> None:
+    async def main() -> int:
+        store = Counting(tmp_path / "results", tmp_path / "spool")
+        await store.open()
+        data = bytes(ALWAYS_BYTES + 1)
+        digest = hashlib.sha256(data).hexdigest()
+        (tmp_path / "spool" / "a").write_bytes(data)
+        location = await store.adopt(tmp_path / "spool" / "a", digest=digest, size=len(data))
+        verified = Verified(store)
+        await asyncio.gather(*(verified.check(location, digest=digest, size=len(data)) for _ in range(8)))
+        return store.compared
+
+    assert asyncio.run(main()) == 1

@@ -434,7 +434,7 @@ class Clusters:
             record = entry.record
             if record.kind is ClusterKind.SPARE or record.tenant != tenant or record.state.is_terminal:
                 continue
-            if name_or_id in {record.name, record.cluster_id, record.spec.requested_as}:
+            if name_or_id and name_or_id in {record.name, record.cluster_id, record.spec.requested_as}:
                 return record
         ended = await self._ledger.get_cluster(name_or_id)
         if ended is None or ended.tenant != tenant or ended.kind is ClusterKind.SPARE:

@@ -318,6 +318,8 @@ async def test_bad_requests_are_refused_and_leave_nothing() -> None:
         await clusters.create(new("other", user="bob"))
         with pytest.raises(NotFound):
             await clusters.find("elsewhere", made.cluster_id)
+        with pytest.raises(NotFound):
+            await clusters.find("default", "")
         for nobody in (clusters.wait("nobody", 0), clusters.close("nobody", ""), clusters.scale("nobody", 1),
                        clusters.sign("nobody", b"")):  # fmt: skip
             with pytest.raises(NotFound):
