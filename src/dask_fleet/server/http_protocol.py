@@ -88,6 +88,7 @@ class FleetHTTPProtocol(HttpToolsProtocol, Watched):
             running.message_event.set()
         self.pipeline.clear()
         super().connection_lost(exc)
+        cast("LaneFlow", self.flow).end()
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, in steps."""

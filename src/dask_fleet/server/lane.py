@@ -134,17 +134,21 @@ class LaneFlow(FlowControl):
 
     def __init__(self, guest: Guest) -> None:
         super().__init__(cast("asyncio.Transport", guest.wire))
-        self._guest = guest
+        self._guest: Guest | None = guest
 
     def pause_reading(self) -> None:
         """Read no more of it, wherever it is."""
-        if not self.read_paused:
+        if not self.read_paused and self._guest is not None:
             self.read_paused = True
             self._guest.leave_lane()
             self._guest.wire.pause_reading()
 
     def resume_reading(self) -> None:
         """Read on."""
-        if self.read_paused:
+        if self.read_paused and self._guest is not None:
             self.read_paused = False
             self._guest.read_on()
+
+    def end(self) -> None:
+        """The connection is gone: do not keep it, lest both wait for the garbage collector."""
+        self._guest = None

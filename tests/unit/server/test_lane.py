@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 
@@ -214,3 +216,33 @@ def test_hundreds_that_hang_up_are_all_let_go(rig: EdgeRig) -> None:
         rig.until(lambda: in_lane(rig) == 300, "all to be in the lane")
         assert status_of(rig.ask(get("/", "Connection: close"))) == 200
     rig.until(lambda: in_lane(rig) == 0 and rig.edge.admission.total == 0, "all to be gone")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HT",
+        get("/a"),
+        get("/a") + get("/b"),
+        post("/body", 9, b"x"),
+        post("/body", 100_000, bytes(70_000)),
+        b"no HTTP\r\n\r\n",
+    ],
+)
+def test_what_is_gone_leaves_no_garbage(rig: EdgeRig, sent: bytes) -> None:
+    """Thousands of connections that hang up would be collected together, and nothing runs for a fifth of a second."""
+    gc.collect()
+    gc.disable()
+    try:
+        with rig.dial() as sock:
+            rig.until(lambda: in_lane(rig) == 1, "it to be in the lane")
+            (gone,) = [weakref.ref(connection) for connection in rig.edge.watch.connections]
+            sock.sendall(sent)
+            if sent:
+                rig.until(lambda: gone() is None or gone().since == 0.0 or rig.application.scopes, "it to be heard")
+        rig.until(lambda: rig.edge.admission.total == 0, "it to be gone")
+        rig.application.scopes.clear()
+        rig.until(lambda: gone() is None, "nothing to hold it")
+    finally:
+        gc.enable()
