@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import json
 import os
 import signal
@@ -37,6 +38,8 @@ WARM_UP = 3
 CALM_S = 0.5
 """Between two systems: processes that end, and spare processes that are made anew, are not the next one's to pay for."""
 SETTLE_S = 60.0
+STUCK_S = 120.0
+"""A round that takes so long does not end: it is shown where it waits."""
 SPARE, SHARED, FRESH = (f"FleetCluster, {how} (TLS)" for how in ("from a spare", "shared processes", "fresh processes"))
 LOCAL, GATEWAY = "LocalCluster (no TLS)", "dask-gateway, local backend (TLS)"
 AIMS_MS = {SPARE: 60, SHARED: 130, FRESH: 280}
@@ -235,14 +238,16 @@ def main() -> None:
             systems[GATEWAY] = stack.enter_context(gateway(given.gateway, folder))
         for number in range(given.rounds + WARM_UP):
             show_progress(number, given.rounds + WARM_UP)
+            faulthandler.dump_traceback_later(STUCK_S, exit=True)
             for system, measure in systems.items():
                 settled(fleet)
-                if system == SPARE and number > 0:
+                if number > 0 or system != SPARE:  # nobody is to pay for the making of one
                     ready.until(lambda: spare_is_ready(ready), "a spare cluster", timeout_s=SETTLE_S)
                 time.sleep(CALM_S)
                 took = measure()
                 if number >= WARM_UP:
                     figures.setdefault(system, []).append(took)
+    faulthandler.cancel_dump_traceback_later()
     programs = {
         "embedded fleet, whole program": ("from dask_fleet import FleetCluster", "FleetCluster(n_workers=2, quiet=True)"),
         "LocalCluster, whole program": ("from distributed import LocalCluster", "LocalCluster(n_workers=2)"),
