@@ -146,7 +146,7 @@ async def read_decoded(
     if message["type"] == "http.disconnect":
         raise ClientDisconnectedError
     if message.get("more_body", False):
-        pieces = bytearray(message.get("body", b""))
+        pieces = [message.get("body", b"")]
         del message  # whoever waits for a share holds what has come of it once, not twice
         async with _Share(budget, expected) as share:
             body = await _collect(receive, pieces, limit, share)
@@ -201,21 +201,23 @@ class _Share:
             self._taken = await self._budget.take(max(size, self._expected))
 
 
-async def _collect(receive: Callable[[], Awaitable[Any]], pieces: bytearray, limit: int, share: _Share) -> bytes:
-    more = True
+async def _collect(receive: Callable[[], Awaitable[Any]], pieces: list[bytes], limit: int, share: _Share) -> bytes:
+    """Return the whole body. In pieces until then: many that grow side by side would leave gaps in the heap."""
+    size, more = len(pieces[0]), True
     while more:
-        if len(pieces) > limit:
+        if size > limit:
             raise _too_large(limit)
-        await share.cover(len(pieces))
+        await share.cover(size)
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnectedError
-        pieces += message.get("body", b"")
+        pieces.append(message.get("body", b""))
+        size += len(pieces[-1])
         more = message.get("more_body", False)
         del message
-    if len(pieces) > limit:
+    if size > limit:
         raise _too_large(limit)
-    return bytes(pieces)
+    return b"".join(pieces)
 
 
 def base_type(content_type: bytes | None) -> bytes:
