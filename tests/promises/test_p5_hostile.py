@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import statistics
 import sys
 import threading
 import time
@@ -46,9 +47,14 @@ OVERSIZED = 100
 SALVOS = 5 if FULL else 1
 WARM_UP_S = 4.0 if FULL else 2.0
 REST_S = 6.0 if FULL else 3.0
-FLOOR_MS = 4.0 if FULL else 20.0
-"""Twice next to nothing is next to nothing, too. A kernel lets one process wait for another's time slice of 3 or 4 ms; and
-it tells the processor time of a running process as of its last tick (4 ms), several of which the short form may see."""
+SIEGES = 3 if FULL else 1
+"""Of slow sockets. Their median is what counts: one hiccup of the machine while the bodies come is a tenth of a run."""
+FLOOR_MS = 3.0 if FULL else 20.0
+"""Where one run is all there is. Twice next to nothing is next to nothing, too: a kernel lets one process wait for another's
+time slice of 3 ms; and it tells the processor time of a running process as of its last tick (4 ms), several of which the
+short form may see."""
+FLOOD = "as many requests as are answered"
+"""All of the server's core: who calls waits for its turn, whoever it is. Shown, not judged, in the full form."""
 
 
 @dataclass
@@ -72,9 +78,12 @@ class Verdict:
         return max(2 * p99_ms(self.alone), FLOOR_MS)
 
     def beside_ms(self) -> float:
-        """What 99 of 100 calls took in the worst phase that has calls enough to tell; in the short form in all together."""
-        phases = [calls for calls in self.beside.values() if FULL and len(calls) >= 200]
-        return max(p99_ms(calls) for calls in phases or [[call for calls in self.beside.values() for call in calls]])
+        """What 99 of 100 calls took, over the whole attack."""
+        return p99_ms([call for phase, calls in self.beside.items() if not (FULL and phase == FLOOD) for call in calls])
+
+    def ratio(self) -> float:
+        """The same in multiples of what they took alone."""
+        return self.beside_ms() / p99_ms(self.alone)
 
     def __str__(self) -> str:
         statuses = " ".join(f"{status}:{count}" for status, count in sorted(self.statuses.items()))
@@ -166,7 +175,7 @@ class Siege:
 def hostile_requests(fleet: ServedFleet) -> Verdict:
     with Siege(fleet) as siege:
         paced = siege.do("paced requests", "volleys", requests=REQUESTS, seconds=REST_S, per_s=PACED_PER_S, at_once=AT_ONCE)
-        many = siege.do("requests", "volleys", requests=REQUESTS - paced["sent"], seconds=600, per_s=0, at_once=AT_ONCE)
+        many = siege.do(FLOOD, "volleys", requests=REQUESTS - paced["sent"], seconds=600, per_s=0, at_once=AT_ONCE)
     verdict = siege.verdict
     for done in (paced, many):
         verdict.sent += done["sent"]
@@ -237,8 +246,9 @@ def grow(fleet: ServedFleet, *, megabytes: int) -> float:
 
 # ---------------------------------------------------------------------- the tests
 
+AGAIN = ["", *(f", number {number + 1}" for number in range(1, SIEGES))]
 SCENES: dict[str, tuple[Callable[[ServedFleet], Any], str | None]] = {
-    "slow sockets": (slow_sockets, None if FULL else "hurried"),
+    **{f"slow sockets{again}": (slow_sockets, None if FULL else "hurried") for again in AGAIN},
     "scanning, slow sockets": (slow_sockets_of_a_twin, "scans-on-read"),
     "stock, silent": (stay_silent, "stock-http"),
     "hostile requests": (hostile_requests, None),
@@ -284,7 +294,17 @@ def test_slow_sockets_and_large_bodies_hurt_nobody(played: dict[str, Future[Any]
     assert verdict.same_process
     assert not verdict.honest_failed, verdict.honest_failed[:3]
     assert verdict.rss_mb < 50, verdict
-    assert verdict.beside_ms() <= verdict.bound_ms(), verdict
+    if not FULL:
+        assert verdict.beside_ms() <= verdict.bound_ms(), verdict
+
+
+@pytest.mark.skipif(not FULL, reason="long form: PROMISES=full")
+def test_slow_sockets_and_large_bodies_at_most_double_what_others_wait(
+    played: dict[str, Future[Any]], record_property: Record
+) -> None:
+    ratios = sorted(played[f"slow sockets{again}"].result()[0].ratio() for again in AGAIN)
+    record_property("figures", f"99 of 100 calls took at most {ratios} times as long as alone")
+    assert statistics.median(ratios) <= 2, ratios
 
 
 def test_the_checker_notices_a_server_that_slow_sockets_slow_down(
