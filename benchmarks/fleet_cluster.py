@@ -19,6 +19,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import select
 import signal
 import socket
 import statistics
@@ -38,7 +39,8 @@ WARM_UP = 3
 CALM_S = 0.5
 """Between two systems: processes that end, and spare processes that are made anew, are not the next one's to pay for."""
 SETTLE_S = 60.0
-STUCK_S = 120.0
+GIVE_UP_S = 30.0
+STUCK_S = 180.0
 """A round that takes so long does not end: it is shown where it waits."""
 SPARE, SHARED, FRESH = (f"FleetCluster, {how} (TLS)" for how in ("from a spare", "shared processes", "fresh processes"))
 LOCAL, GATEWAY = "LocalCluster (no TLS)", "dask-gateway, local backend (TLS)"
@@ -140,27 +142,39 @@ def gateway(venv: Path, folder: Path) -> Iterator[Callable[[], float]]:
                 break
             assert time.monotonic() < deadline, (folder / "gateway.log").read_text()[-2000:]
             time.sleep(0.1)
-        client = subprocess.Popen(
-            [python, "-c", _GATEWAY_CLIENT, f"http://127.0.0.1:{port}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-        assert client.stdin is not None
-        assert client.stdout is not None
+        clients: list[subprocess.Popen[str]] = []
+
+        def begin() -> subprocess.Popen[str]:
+            client = subprocess.Popen(
+                [python, "-c", _GATEWAY_CLIENT, f"http://127.0.0.1:{port}"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=environment,
+            )
+            clients.append(client)
+            return client
 
         def take() -> float:
+            client = clients[-1] if clients else begin()
+            assert client.stdin is not None
+            assert client.stdout is not None
             client.stdin.write("\n")
             client.stdin.flush()
+            # Now and then it brings up no cluster, and its client waits for ever.
+            if not select.select([client.stdout], [], [], GIVE_UP_S)[0]:
+                client.kill()
+                begin()
+                raise TimeoutError
             return float(json.loads(client.stdout.readline()))
 
         try:
             yield take
         finally:
-            client.stdin.close()
-            client.wait(SETTLE_S)
+            for client in clients:
+                with client:  # closes its input, which is its end
+                    pass
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(SETTLE_S)
@@ -244,7 +258,11 @@ def main() -> None:
                 if number > 0 or system != SPARE:  # nobody is to pay for the making of one
                     ready.until(lambda: spare_is_ready(ready), "a spare cluster", timeout_s=SETTLE_S)
                 time.sleep(CALM_S)
-                took = measure()
+                try:
+                    took = measure()
+                except TimeoutError:
+                    print(f"  {system}: nothing within {GIVE_UP_S:.0f} s, left out", file=sys.stderr, flush=True)
+                    continue
                 if number >= WARM_UP:
                     figures.setdefault(system, []).append(took)
     faulthandler.cancel_dump_traceback_later()

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -97,6 +98,15 @@ class Attackers:
 # ---------------------------------------------------------------------- in their process
 
 
+async def _send_on(sock: socket.socket, head: bytes, piece: bytes) -> None:
+    """Send without end."""
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(OSError):
+        await loop.sock_sendall(sock, head)
+        while True:
+            await loop.sock_sendall(sock, piece)
+
+
 class _Attack:
     def __init__(self, order: dict[str, Any]) -> None:
         self._address: tuple[str, int] = (order["address"][0], order["address"][1])
@@ -145,23 +155,22 @@ class _Attack:
             f"POST {self._path} HTTP/1.1\r\nHost: {self._address[0]}\r\nAuthorization: Bearer {self._token}\r\n"
             f"Content-Type: application/json\r\n{length}\r\n\r\n"
         )
-        reader, writer = await asyncio.open_connection(*self._address)
-        try:
+        loop = asyncio.get_running_loop()
+        # A bare socket: what the server has said before it hangs up can be read after a failed write.
+        with socket.socket() as sock:
+            sock.setblocking(False)
             async with asyncio.timeout(_TIMEOUT_S):
-                writer.write(head.encode())
-                answering = asyncio.create_task(reader.readuntil(b"\r\n"), name="oversized-answer")
-                with contextlib.suppress(ConnectionError):
-                    while not answering.done():
-                        writer.write(b"10000\r\n" + b" " * 65_536 + b"\r\n" if number % 2 else b" " * 65_536)
-                        draining = asyncio.create_task(writer.drain(), name="oversized-drain")
-                        await asyncio.wait({answering, draining}, return_when=asyncio.FIRST_COMPLETED)
-                        if draining.done():
-                            await draining
-                        else:
-                            draining.cancel()
-                return int((await answering).split()[1])
-        finally:
-            writer.transport.abort()
+                await loop.sock_connect(sock, self._address)
+                piece = b"10000\r\n" + b" " * 65_536 + b"\r\n" if number % 2 else b" " * 65_536
+                sending = asyncio.create_task(_send_on(sock, head.encode(), piece), name="oversized-body")
+                try:
+                    answer = b""
+                    while b"\r\n" not in answer and (got := await loop.sock_recv(sock, 4_096)):
+                        answer += got
+                finally:
+                    sending.cancel()
+                    await asyncio.gather(sending, return_exceptions=True)
+                return int(answer.split()[1])
 
     async def volleys(self, *, requests: int, seconds: float, per_s: float, at_once: int) -> dict[str, Any]:
         """Send hostile requests, so many or for so long, each volley on its own connection; `per_s` 0: without limit."""
