@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 import traceback
+from collections.abc import Iterator
 
+import dask
 import pytest
 from distributed import Client
 from tests.integration.clusters import workloads
 from tests.integration.clusters.site import Cluster, OnLoop, WorkerProcess
+
+
+@pytest.fixture(autouse=True)
+def configuration() -> Iterator[None]:
+    """Put Dask's configuration back: programs in threads of one process change it side by side, and each restores what the
+    one before it had set. The next test of this process would have a scheduler without a client."""
+    before = copy.deepcopy(dask.config.config)
+    yield
+    dask.config.config.clear()
+    dask.config.config.update(before)
 
 
 @pytest.fixture(scope="module")
