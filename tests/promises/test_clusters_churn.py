@@ -87,6 +87,16 @@ def settle(fleet: ServedFleet, processes: int) -> dict[str, int]:
     return look(fleet)
 
 
+def growth(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+    return {name: after[name] - before[name] for name in before if after[name] != before[name]}
+
+
+def assert_little(grown: dict[str, int]) -> None:
+    for name, by in grown.items():
+        # What the allocator and the ledger's caches have not settled yet is far less than a cluster's worth each.
+        assert by <= (16 << 10 if name.endswith("KiB") else 3 if "descriptors" in name or "threads" in name else 0), grown
+
+
 def nested(n: int) -> int:
     client = get_client()
     secede()  # the cluster has one thread
@@ -110,11 +120,9 @@ def test_nothing_grows(tmp_path: Path, record_property: Record) -> None:
         for _ in range(CYCLES - WARM):
             cycle()
         after, keeps = settle(fleet, processes), rows(fleet)
-    grown = {name: after[name] - before[name] for name in before if after[name] != before[name]}
+    grown = growth(before, after)
     record_property("figures", f"{CYCLES} clusters; grown after the first {WARM}: {grown}; the ledger keeps {keeps}")
-    for name, by in grown.items():
-        # What the allocator and the ledger's caches have not settled yet is far less than a cluster's worth each.
-        assert by <= (16 << 10 if name.endswith("KiB") else 3 if "descriptors" in name or "threads" in name else 0), grown
+    assert_little(grown)
     assert (keeps["living clusters"], keeps["leases that hold slots"], keeps["jobs"]) == (0, 0, 0)
     assert (keeps["clusters"], keeps["leases"]) == (CYCLES, CYCLES)
     assert keeps["events"] / CYCLES <= kept["events"] / WARM + 1, "the last clusters leave no longer stories than the first"
@@ -159,12 +167,11 @@ def test_nothing_grows_with_spares(tmp_path: Path, record_property: Record) -> N
         for _ in range(SPARE_CYCLES - SPARE_WARM):
             cycle()
         after, keeps = settle(fleet, processes), rows(fleet)
-    grown = {name: after[name] - before[name] for name in before if after[name] != before[name]}
+    grown = growth(before, after)
     spares = f"{adopted} of {SPARE_CYCLES} were spares"
     record_property("figures", f"{spares}; grown after the first {SPARE_WARM}: {grown}; the ledger keeps {keeps}")
     assert adopted == SPARE_CYCLES - 1, "all but the first, which told what to keep"
-    for name, by in grown.items():
-        assert by <= (16 << 10 if name.endswith("KiB") else 3 if "descriptors" in name or "threads" in name else 0), grown
+    assert_little(grown)
     # One of each is the spare's that is left.
     assert (keeps["living clusters"], keeps["leases that hold slots"], keeps["jobs"]) == (1, 1, 0)
     assert (keeps["clusters"], keeps["leases"]) == (SPARE_CYCLES + 1, SPARE_CYCLES + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import threading
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -52,6 +53,28 @@ def read(client: Client, *headers: tuple[bytes, bytes], **rest: Any) -> bytes:
 @pytest.mark.parametrize("pieces", [(b'{"n":1}',), (b'{"n"', b":1}"), (b"", b'{"n":1}', b"")])
 def test_a_json_body_comes_whole(content_type: bytes, pieces: tuple[bytes, ...]) -> None:
     assert read(Client(*pieces), (b"content-type", content_type)) == b'{"n":1}'
+
+
+def test_a_body_in_tiny_pieces_takes_no_more_memory_than_in_one() -> None:
+    piece, count = b" 1", 50_000
+    message = {"type": "http.request", "body": piece, "more_body": True}
+    left = iter(range(count))
+
+    async def receive() -> dict[str, Any]:
+        number = next(left)
+        # A copy each, as the server makes one of what comes.
+        return {**message, "body": bytes(bytearray(piece)), "more_body": number < count - 1}
+
+    async def main() -> tuple[bytes, int]:
+        tracemalloc.start()
+        try:
+            return await read_body({"headers": [JSON]}, receive), tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    body, peak = asyncio.run(main())
+    assert body == piece * count
+    assert peak < 4 * len(body), "twice: in pieces, and whole"
 
 
 def test_no_body_needs_no_type() -> None:
