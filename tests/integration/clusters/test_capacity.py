@@ -33,7 +33,10 @@ def test_workers_wait_for_memory_and_resources_that_others_have(tmp_path: Path) 
             page = fleet.request("GET", f"/v1/clusters/{cluster.cluster_id}").json()
             assert (page["workers"], free()) == (1, 3)
             assert "with GPU=1" in page["waiting_for"]
-            with FleetCluster(n_workers=2, memory_limit="768MiB", **options) as big, Client(big) as other:
+            with (
+                FleetCluster(n_workers=2, memory_limit="768MiB", **options) as big,
+                Client(big, set_as_default=False) as other,  # outlives what the first client speaks to
+            ):
                 assert other.submit(_limit).result(60) == 768 * MIB
                 page = fleet.request("GET", f"/v1/clusters/{big.cluster_id}").json()
                 assert (page["workers"], free()) == (1, 1), "its worker has two slots for its memory, the other finds one"

@@ -238,7 +238,7 @@ def test_a_scheduler_that_takes_too_much_memory_is_replaced_and_no_other(
         FleetCluster(n_workers=1, scheduler_memory_limit="400MiB", **options) as cluster,
         FleetCluster(n_workers=1, **options) as other,
         Client(cluster) as client,
-        Client(other) as others,
+        Client(other, set_as_default=False) as others,
     ):
         pid = others.run_on_scheduler(os.getpid)
         until(lambda: cluster.followed, "the cluster to be followed")
