@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dask_fleet.cli import completions, options
+from dask_fleet.model.clusters import ClusterAccess
 from dask_fleet.model.errors import BadRequest, ClusterFailed, WaitTimeout
 
 if TYPE_CHECKING:
@@ -73,6 +74,9 @@ def create(
     idle_timeout: Annotated[str, typer.Option(metavar="DURATION|never", help="Close it when idle for so long.")] = "20m",
     max_lifetime: Annotated[str, typer.Option(metavar="DURATION|never", help="Close it after this.")] = "never",
     preload: Annotated[list[str] | None, typer.Option(metavar="MODULE", help="Workers import it first.")] = None,
+    access: Annotated[
+        ClusterAccess | None, typer.Option(help="Who may use, scale and close it.", show_default="user")
+    ] = None,
     shared: Annotated[bool, typer.Option("--shared", help="Workers in processes that the tenant's jobs use, too.")] = False,
     env: Annotated[
         list[str] | None, typer.Option("--env", metavar="NAME=VALUE", help="Variable of each worker; may be repeated.")
@@ -102,6 +106,7 @@ def create(
         "max_lifetime": None if max_lifetime == "never" else duration("--max-lifetime", max_lifetime),
         "preload": preload or (),
         "env": dict(_pairs("--env", env)) or None,
+        "access": None if access is None else access.value,
         "shared": shared,
         "config": {key: _plain(value) for key, value in _pairs("--set", config)} or None,
     }
@@ -134,8 +139,8 @@ def show(name: Name, as_json: options.Json = False, url: options.Url = None) -> 
     if as_json:
         print_json({**document, "events": events})
         return
-    shown = ("cluster_id", "user", "pool", "address", "dashboard", "agent", "epoch", "tasks", "clients", "created_at",
-             "closed_at", "waiting_for", "reason")  # fmt: skip
+    shown = ("cluster_id", "user", "access", "pool", "address", "dashboard", "agent", "epoch", "tasks", "clients",
+             "created_at", "closed_at", "waiting_for", "reason")  # fmt: skip
     print_fields(
         [
             ("name", document["name"]),

@@ -31,8 +31,8 @@ class AsyncClusters:
             Makes repeated requests one cluster.
         options
             ``name``, ``threads_per_worker``, ``memory_limit``, ``resources``, ``pool``, ``idle_timeout``, ``max_lifetime``,
-            ``config``, ``preload``, ``scheduler_preload``, ``worker_options``, ``dashboard`` and ``shared``, as of
-            `FleetCluster`.
+            ``config``, ``preload``, ``scheduler_preload``, ``worker_options``, ``dashboard``, ``access`` and ``shared``,
+            as of `FleetCluster`.
 
         Raises
         ------

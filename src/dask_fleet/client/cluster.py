@@ -66,6 +66,9 @@ class FleetCluster(SizedCluster):
         ``preload``, ``env``, ``local_directory`` (where it spills to). Others are refused, saying what to use instead.
     dashboard
         Whether the scheduler serves one, on its host's loopback.
+    access
+        Who may use, scale and close it: ``"user"`` (the default) whose it is, ``"tenant"`` all of the tenant. Administrators
+        always may. Who uses it can run code in it and read all that it holds.
     shared
         Whether its workers join warm processes that the tenant's jobs and other shared clusters use as well, instead of
         fresh ones. There is less to start, but process state is everybody's: modules, environment, ``dask.config``.
@@ -123,6 +126,7 @@ class FleetCluster(SizedCluster):
         scheduler_memory_limit: str | float | None = None,
         worker_options: Mapping[str, Any] | None = None,
         dashboard: bool = True,
+        access: str | None = None,
         shared: bool = False,
         shutdown_on_close: bool = True,
         timeout: Duration = None,
@@ -157,6 +161,7 @@ class FleetCluster(SizedCluster):
             scheduler_preload=scheduler_preload,
             scheduler_memory_limit=scheduler_memory_limit,
             dashboard=dashboard,
+            access=access,
             shared=shared,
             shutdown_on_close=shutdown_on_close,
         )
@@ -187,7 +192,7 @@ class FleetCluster(SizedCluster):
 
     @classmethod
     def from_name(cls, name: str, *, shutdown_on_close: bool = False, **options: Any) -> Self:
-        """Find a living cluster of one's tenant and join it.
+        """Find a living cluster of one's own, or one with ``access="tenant"``, and join it.
 
         Parameters
         ----------
@@ -202,7 +207,9 @@ class FleetCluster(SizedCluster):
         Raises
         ------
         NotFound
-            If there is none of that name.
+            If there is none of that name in one's tenant.
+        Forbidden
+            If it is another user's, who has not given it ``access="tenant"``.
         """
         return cls(_join=name, shutdown_on_close=shutdown_on_close, **options)
 

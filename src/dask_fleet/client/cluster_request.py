@@ -61,6 +61,7 @@ def request_body(
     scheduler_preload: str | Iterable[str] = (),
     scheduler_memory_limit: str | float | None = None,
     dashboard: bool = True,
+    access: str | None = None,
     shared: bool = False,
     shutdown_on_close: bool = True,
 ) -> dict[str, Any]:
@@ -108,6 +109,7 @@ def request_body(
         "scheduler_preload": list_of(scheduler_preload) or None,
         "scheduler_memory_limit": memory_bytes(scheduler_memory_limit, "scheduler_memory_limit"),
         "dashboard": dashboard,
+        "access": access,
         "shared": shared or None,
         "shutdown_on_close": shutdown_on_close,
     }

@@ -34,6 +34,14 @@ class ClusterKind(StrEnum):
     """Nobody's yet: kept ready for a tenant that is active, handed out as a user's cluster."""
 
 
+class ClusterAccess(StrEnum):
+    """Who may use, scale and close a cluster, besides the tenant's administrators. All of the tenant may look at it."""
+
+    USER = "user"
+    """Whose it is: who may use it can run code beside that user's, and read what it holds."""
+    TENANT = "tenant"
+
+
 class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked for: the target, changed by scaling only."""
 
@@ -59,6 +67,7 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
     scheduler_memory_limit_bytes: int | None = None
     """Of its scheduler process; ``None`` is the agent's."""
     dashboard: bool = True
+    access: ClusterAccess = ClusterAccess.USER
     shared: bool = False
     """Its workers join processes that the tenant's jobs and its other shared clusters use too."""
     requested_as: str = ""

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from dask_fleet.codecs.strict_json import loads
-from dask_fleet.model.clusters import DEFAULT_IDLE_TIMEOUT_S, ClusterKind, ClusterSpec, NewCluster
+from dask_fleet.model.clusters import DEFAULT_IDLE_TIMEOUT_S, ClusterAccess, ClusterKind, ClusterSpec, NewCluster
 from dask_fleet.model.durations import parse_bytes, parse_duration_s
 from dask_fleet.model.environment import checked_environment
 from dask_fleet.model.errors import BadRequest
@@ -32,8 +32,8 @@ _CSR_BEGIN = "-----BEGIN CERTIFICATE REQUEST-----"
 
 _MEMBERS = (
     "name", "n_workers", "threads_per_worker", "resources", "pool", "idle_timeout", "max_lifetime", "memory_limit",
-    "scheduler_memory_limit", "config", "env", "preload", "scheduler_preload", "dashboard", "shared", "shutdown_on_close",
-    "csr", "versions",
+    "scheduler_memory_limit", "config", "env", "preload", "scheduler_preload", "dashboard", "access", "shared",
+    "shutdown_on_close", "csr", "versions",
 )  # fmt: skip
 
 
@@ -75,6 +75,7 @@ def parse_create(body: bytes, principal: Principal, *, idempotency_key: str | No
         preload=take("preload", _modules, ()),
         scheduler_preload=take("scheduler_preload", _modules, ()),
         dashboard=take("dashboard", _boolean, default=True),
+        access=take("access", _access, ClusterAccess.USER),
         shared=take("shared", _boolean, default=False),
         shutdown_on_close=take("shutdown_on_close", _boolean, default=True),
     )
@@ -176,6 +177,12 @@ def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("true or false")  # noqa: TRY004 - becomes one refusal with the others
     return value
+
+
+def _access(value: Any) -> ClusterAccess:
+    if value not in list(ClusterAccess):
+        raise ValueError(f"{' or '.join(map(repr, map(str, ClusterAccess)))}, not {_shown(value)}")
+    return ClusterAccess(value)
 
 
 def _duration(value: Any) -> float:

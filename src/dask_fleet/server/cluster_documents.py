@@ -38,6 +38,7 @@ def cluster_document(record: ClusterRecord, view: ClusterView | None) -> dict[st
         "pool": spec.pool,
         "idle_timeout_s": spec.idle_timeout_s,
         "max_lifetime_s": spec.max_lifetime_s,
+        "access": spec.access.value,
         "shared": spec.shared,
         "shutdown_on_close": spec.shutdown_on_close,
         "created_at": rfc3339(record.created_us),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dask_fleet.model.cluster_states import ClusterState
-from dask_fleet.model.clusters import ClusterKind
+from dask_fleet.model.clusters import ClusterAccess, ClusterKind
 from dask_fleet.server.cluster_body import MAX_THREADS, MAX_WORKERS, NAME_PATTERN
 from dask_fleet.server.openapi_parts import json_content, or_null, problems, ref
 from dask_fleet.server.query import MAX_WAIT_S
@@ -64,6 +64,7 @@ _CLUSTER: dict[str, Any] = {
     "pool": _TEXT,
     "idle_timeout_s": {"type": ["number", "null"]},
     "max_lifetime_s": {"type": ["number", "null"]},
+    "access": {"enum": list(ClusterAccess)},
     "shared": {"type": "boolean"},
     "shutdown_on_close": {"type": "boolean"},
     "created_at": or_null(_TIME),
@@ -101,6 +102,11 @@ CLUSTER_SCHEMAS: dict[str, Any] = {
             "preload": {"type": "array", "items": _TEXT, "maxItems": 100, "description": "Modules that workers import."},
             "scheduler_preload": {"type": "array", "items": _TEXT, "maxItems": 100},
             "dashboard": {"type": "boolean", "default": True},
+            "access": {
+                "enum": list(ClusterAccess),
+                "default": ClusterAccess.USER,
+                "description": "Who may use, scale and close it: its user, or all of the tenant; administrators always may.",
+            },
             "shared": {
                 "type": "boolean",
                 "default": False,

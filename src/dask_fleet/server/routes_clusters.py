@@ -1,6 +1,7 @@
 """``/v1/clusters``: take a Dask cluster, look at it, change its size, join it, give it back.
 
-A cluster runs whatever its client sends, so everything but looking needs the scope ``run_code``.
+A cluster runs whatever its client sends, so everything but looking needs the scope ``run_code`` and is for whose it is, for
+whom its user has let in, and for administrators.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from starlette.routing import BaseRoute, Route
 
 from dask_fleet.controller.controller import Controller
 from dask_fleet.model.cluster_states import ClusterState
-from dask_fleet.model.clusters import ClusterRecord
-from dask_fleet.model.errors import BadRequest, ClusterFailed, Conflict, NotFound
+from dask_fleet.model.clusters import ClusterAccess, ClusterRecord
+from dask_fleet.model.errors import BadRequest, ClusterFailed, Conflict, Forbidden, NotFound
 from dask_fleet.server.auth import Principal, Scope, principal_of, require
 from dask_fleet.server.body import SMALL_BODY_BYTES, read_body
 from dask_fleet.server.cluster_body import ClusterRequest, parse_create, parse_csr, parse_scale
@@ -145,7 +146,9 @@ class _Clusters:
         principal = principal_of(request)
         require(principal, Scope.RUN_CODE)
         query_of(request, ())
-        return await self._find(request, principal)
+        record = await self._find(request, principal)
+        _check_access(record, principal)
+        return record
 
     async def _find(self, request: Request, principal: Principal) -> ClusterRecord:
         return await self._controller.clusters.find(principal.tenant, request.path_params["name"])
@@ -157,6 +160,23 @@ class _Clusters:
     def _document(self, record: ClusterRecord) -> dict[str, Any]:
         view = None if record.state.is_terminal else self._controller.clusters.status(record)
         return cluster_document(record, view)
+
+
+def _check_access(record: ClusterRecord, principal: Principal) -> None:
+    """Check that a cluster of the caller's tenant is one that the caller may use.
+
+    Raises
+    ------
+    Forbidden
+        If it is another user's.
+    """
+    if record.user == principal.user or record.spec.access is ClusterAccess.TENANT or Scope.ADMIN in principal.scopes:
+        return
+    raise Forbidden(
+        f"the cluster {record.name} is {record.user}'s: only {record.user} and administrators may use, scale or close it."
+        f" Take one of your own, or ask {record.user} to take one with access='tenant'",
+        user=record.user,
+    )
 
 
 def _flag(query: dict[str, str], name: str) -> bool:

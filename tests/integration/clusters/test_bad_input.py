@@ -18,7 +18,7 @@ from dask_fleet import FleetCluster
 from dask_fleet.cli.main import main
 from dask_fleet.client import cluster_taking
 from dask_fleet.client.cluster_key import ClusterKey
-from dask_fleet.model.errors import ClusterImpossible, Conflict, FleetError, NotFound, VersionMismatch
+from dask_fleet.model.errors import BadRequest, ClusterImpossible, Conflict, FleetError, Forbidden, NotFound, VersionMismatch
 from dask_fleet.testing.served import Answer, Connection, ServedFleet
 
 DEADLINE_S = 60.0
@@ -74,6 +74,10 @@ CREATE: dict[str, Bad] = {
     "negative resource": Bad(
         {"resources": {"GPU": -1}}, FleetError, ["create", "--resource", "GPU=-1"], {"resources": {"GPU": -1}},
         400, "bad_request", "positive numbers",
+    ),
+    "unknown access": Bad(
+        {"access": "everybody"}, BadRequest, ["create", "--access", "everybody"], {"access": "everybody"},
+        400, "bad_request", "'user' or 'tenant'", "is not one of", 2,
     ),
     "negative idle time": Bad(
         {"idle_timeout": "-5m"}, ValueError, ["create", "--idle-timeout=-5m"], {"idle_timeout": "-5m"},
@@ -245,6 +249,40 @@ def test_another_tenants_cluster_is_as_one_that_is_not_there(
             ):  # fmt: skip
                 problem(connection.request(method, f"/v1/clusters/{name}{path}", body), 404, "not_found")
     assert run("list", token=token).out.count("taken") == 0
+
+
+def test_another_users_cluster_may_be_looked_at_only(
+    fleet: ServedFleet, where: dict[str, Any], taken: FleetCluster, run: Run
+) -> None:
+    asked = {"user": "bob", "scopes": ["read", "run_code"]}
+    token = fleet.request("POST", "/v1/tokens", asked).json()["token"]
+    cure = "take one with access='tenant'"
+    with pytest.raises(Forbidden, match=cure):
+        FleetCluster.from_name("taken", **{**where, "token": token})
+    for command in (["scale", "taken", "0"], ["logs", "taken"], ["close", "taken"]):
+        ran = run(*command, token=token)
+        assert (ran.code, ran.out) == (1, "")
+        assert cure in ran.err
+    with fleet.connect(token=token) as connection:
+        for method, path, body in (
+            ("PATCH", "", {"n_workers": 0}), ("DELETE", "", None), ("POST", "/certificate", {"csr": CSR}),
+        ):  # fmt: skip
+            assert cure in problem(connection.request(method, f"/v1/clusters/taken{path}", body), 403, "forbidden")
+        assert connection.request("GET", "/v1/clusters/taken").json()["access"] == "user"
+    assert run("list", token=token).out.count("taken") == 1
+    assert taken.n_workers == 1
+
+
+def test_a_cluster_for_the_tenant_is_every_users(fleet: ServedFleet, where: dict[str, Any], run: Run) -> None:
+    asked = {"user": "bob", "scopes": ["read", "run_code"]}
+    token = fleet.request("POST", "/v1/tokens", asked).json()["token"]
+    with FleetCluster(n_workers=1, name="team", access="tenant", **where):
+        with FleetCluster.from_name("team", **{**where, "token": token}) as joined, Client(joined) as client:
+            assert client.submit(sum, (1, 2)).result(timeout=DEADLINE_S) == 3
+        assert run("scale", "team", "0", token=token).code == 0
+        assert "tenant" in run("show", "team", token=token).out
+        with FleetCluster(n_workers=1, name="bobs", **{**where, "token": token}):
+            assert run("close", "bobs").code == 0, "an administrator may"
 
 
 def test_who_may_only_look_may_not_use(fleet: ServedFleet, where: dict[str, Any], run: Run) -> None:

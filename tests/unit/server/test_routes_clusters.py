@@ -174,6 +174,8 @@ def test_scaling() -> None:
         ({"scheduler_memory_limit": "1MiB"}, "256 MiB"),
         ({"preload": ["import os; x"]}, "preload"),
         ({"dashboard": 1}, "dashboard"),
+        ({"access": "everybody"}, "access"),
+        ({"access": ["user"]}, "access"),
         ({"csr": "-----BEGIN PRIVATE KEY-----"}, "csr"),
         ({"versions": {"dask": 1}}, "versions"),
         ({"workers": 3}, "unknown members: workers"),
@@ -209,6 +211,30 @@ def test_only_what_makes_dask_fail_is_refused() -> None:
     refuse_mismatch({}, here)
     with pytest.raises(Exception, match=r"python 3\.\d+"):
         refuse_mismatch({"python": "2.7.18"}, here)
+
+
+def test_another_user_may_look_and_is_let_in_by_the_owner_only() -> None:
+    async def main() -> None:
+        async with ClusterRig() as rig:
+            for name, access in (("mine", "user"), ("ours", "tenant")):
+                await rig.http.post("/v1/clusters", json={"name": name, "access": access})
+            scopes = {str(Scope.READ), str(Scope.RUN_CODE)}
+            bob = rig.client(rig.new_token("bob", scopes=scopes))
+            boss = rig.client(rig.new_token("ada", scopes={*scopes, str(Scope.ADMIN)}))
+            calls: list[tuple[str, str, Any]] = [
+                ("PATCH", "", {"n_workers": 1}), ("POST", "/certificate", {"csr": CSR}), ("DELETE", "", None),
+            ]  # fmt: skip
+            for method, page, body in calls:
+                detail = problem(await bob.request(method, f"/v1/clusters/mine{page}", json=body), 403, "forbidden")
+                assert "only cem and administrators" in detail
+            assert {each["name"] for each in (await bob.get("/v1/clusters")).json()["clusters"]} == {"ours", "mine"}
+            assert (await bob.get("/v1/clusters/mine/events")).status_code == 200
+            for who, name in ((bob, "ours"), (boss, "mine")):
+                for method, page, body in calls:
+                    answer = await who.request(method, f"/v1/clusters/{name}{page}", json=body)
+                    assert answer.status_code in {200, 202}, answer.text
+
+    run(main())
 
 
 def test_other_tenants_see_nothing_and_looking_is_not_using() -> None:

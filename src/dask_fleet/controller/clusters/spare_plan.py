@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from dask_fleet.controller.clusters.capacity import Host, declared_names, size_of
 from dask_fleet.controller.clusters.placing import Need
-from dask_fleet.model.clusters import ClusterSpec
+from dask_fleet.model.clusters import ClusterAccess, ClusterSpec
 
 ACTIVE_S = 1_200.0
 """A tenant that has asked for no cluster for so long is not active: as long as an idle cluster lives by default."""
@@ -64,7 +64,8 @@ def shape_of(spec: ClusterSpec) -> ClusterSpec:
     Nothing here limits a spare's life: whoever keeps it decides.
     """
     return replace(
-        spec, n_workers=0, idle_timeout_s=None, max_lifetime_s=None, shutdown_on_close=True, requested_as=""
+        spec, n_workers=0, idle_timeout_s=None, max_lifetime_s=None, shutdown_on_close=True, requested_as="",
+        access=ClusterAccess.USER,
     )
 
 

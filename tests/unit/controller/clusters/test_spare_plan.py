@@ -21,7 +21,7 @@ from dask_fleet.controller.clusters.spare_plan import (
     spec_for,
     wanted_now,
 )
-from dask_fleet.model.clusters import ClusterSpec
+from dask_fleet.model.clusters import ClusterAccess, ClusterSpec
 
 
 def spec(n_workers: int = 2, **more: Any) -> ClusterSpec:
@@ -42,7 +42,7 @@ def test_what_cannot_be_changed_any_more_must_be_equal(difference: dict[str, Any
 
 
 def test_what_is_changed_when_it_is_handed_out_may_differ() -> None:
-    wanted = spec(7, idle_timeout_s=1.0, max_lifetime_s=2.0, shutdown_on_close=False)
+    wanted = spec(7, idle_timeout_s=1.0, max_lifetime_s=2.0, shutdown_on_close=False, access=ClusterAccess.TENANT)
     assert fits(spec(), wanted)
     assert not fits(spec(), spec(shared=True)), "what shares processes is not served by a fresh one"
 
