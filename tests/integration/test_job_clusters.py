@@ -74,6 +74,21 @@ def test_twenty_drivers_on_two_slots(fleet: ServedFleet) -> None:
     fleet.until(lambda: fleet.status()["agents"][0]["free"] == 2, "both slots to be free")
 
 
+def test_a_full_pool_never_deadlocks_on_its_own_drivers(tmp_path: Path) -> None:
+    """One slot, and drivers that wait in its only thread for a loop or for threads of their own, which ask."""
+    args = ("--nworkers", "1", "--nthreads", "1", "--spare-clusters", "0")
+    with ServedFleet([SERVICE], tmp_path / "data", args=args) as fleet:
+        kinds = ["drives_on_a_loop", "drives_from_threads", "computes_in_threads", "drives"]
+        jobs = [(kind, submit(fleet, kind, n=10)) for kind in kinds * 2]
+        for kind, job in jobs:
+            end = ended(fleet, job)
+            assert end["status"] == "succeeded", (kind, end)
+            assert (fleet.request("GET", f"/v1/jobs/{job}/result").json(), end["attempt"]) == (90, 1)
+        fleet.until(lambda: not clusters(fleet), "the clusters to end with their jobs")
+        fleet.until(lambda: fleet.status()["agents"][0]["free"] == 1, "the slot to be free")
+        assert value(fleet, "double", n=4) == 8
+
+
 def test_what_the_pool_can_never_give_fails_at_once(fleet: ServedFleet) -> None:
     begun = time.monotonic()
     end = ended(fleet, submit(fleet, "too_wide", n=10))

@@ -10,6 +10,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from dask_fleet.agent.clusters.authority import expiry_us, request_certificate
 from dask_fleet.agent.clusters.credentials import Credentials
@@ -52,9 +53,10 @@ class JobCertificate:
             self._credentials = credentials
             now = time.time()
             self._due = now + max(_SOONEST_S, (credentials.expires_us / 1e6 - now) / 2)
-            securities = list(self._securities)
+            securities = self._securities = [(loop, each) for loop, each in self._securities if not loop.is_closed()]
         for loop, security in securities:
-            loop.call_soon_threadsafe(_renew, security, credentials)
+            with suppress(RuntimeError):  # closed in this moment: its clients are gone
+                loop.call_soon_threadsafe(_renew, security, credentials)
 
     def security(self) -> MemberSecurity:
         """Return what a client on the running loop shows; renewed with the certificate. Only after `take`."""

@@ -12,7 +12,8 @@ import concurrent.futures
 import contextvars
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, cast
 
 from distributed import Client
@@ -57,6 +58,9 @@ class JobClient(Client):  # type: ignore[misc]
 
     async def _handle_report(self) -> None:
         await super()._handle_report()
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            return  # the loop ends, which says nothing of the scheduler; Dask swallows the exception that told so
         if self.status == "running":  # the scheduler said goodbye
             await self._reconnect()
 
@@ -103,8 +107,9 @@ class AttemptCluster:
         """Stops renewing the certificate."""
         self._answer: concurrent.futures.Future[JobCluster] = concurrent.futures.Future()
         self._connecting: dict[asyncio.AbstractEventLoop, asyncio.Task[JobClient]] = {}
-        self._clients: list[tuple[asyncio.AbstractEventLoop, JobClient]] = []
-        self._closing: set[asyncio.Task[None]] = set()
+        self._clients: dict[asyncio.Task[None], tuple[asyncio.AbstractEventLoop, JobClient]] = {}
+        """By the task that closes the client when it is cancelled."""
+        self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._cancelled = False
         self.lost = ""
@@ -201,13 +206,29 @@ class AttemptCluster:
         except OSError as exc:
             self._lose(f"its scheduler does not answer: {exc}")
             raise ClusterLost(self.lost) from exc
-        self._clients.append((loop, client))
+        except asyncio.CancelledError:  # the loop ends
+            await _close_client(client)
+            raise
+        holder = self._spawn(self._hold(client), f"client-of-{self._start.seq}")
+        self._clients[holder] = loop, client
         self._table.add(client)
         self._keep_certificate()
         if self._closed or self._cancelled:
+            self._clients.pop(holder, None)
+            holder.cancel()
             await client._close(fast=True)  # noqa: SLF001
             raise ClusterCancelled("the job has ended")
         return client
+
+    async def _hold(self, client: JobClient) -> None:
+        """Close the client when the attempt ends, or its loop before: a function may have made that for one call."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.create_future()
+        finally:
+            self._clients.pop(cast("asyncio.Task[None]", asyncio.current_task()), None)
+            self._connecting.pop(loop, None)
+            await _close_client(client)
 
     def _keep_certificate(self) -> None:
         """Renew it while there are clients."""
@@ -249,7 +270,7 @@ class AttemptCluster:
 
     async def _probe(self) -> None:
         loop = asyncio.get_running_loop()
-        for where, client in self._clients:
+        for where, client in list(self._clients.values()):
             if where is loop and client.scheduler is not None:
                 async with asyncio.timeout(_PROBE_S):
                     await client.scheduler.identity(n_workers=0)
@@ -263,8 +284,11 @@ class AttemptCluster:
             if not self._answer.done():
                 self._answer.set_exception(ClusterCancelled("the job was cancelled"))
                 return
-        for loop, client in list(self._clients):
-            loop.call_soon_threadsafe(self._run, self._cancel_futures(client), f"cancel-{self._start.seq}")
+        for loop, client in list(self._clients.values()):
+            self._on(loop, self._begin_cancel, client)
+
+    def _begin_cancel(self, client: JobClient) -> None:
+        self._spawn(self._cancel_futures(client), f"cancel-{self._start.seq}")
 
     async def _cancel_futures(self, client: JobClient) -> None:
         if client.status == "running" and client.futures:
@@ -287,15 +311,22 @@ class AttemptCluster:
             keep_not, self._keep_not = self._keep_not, None
         if keep_not is not None:
             keep_not()
-        for loop, client in list(self._clients):
-            loop.call_soon_threadsafe(self._run, _close_client(client), f"close-{self._start.seq}")
+        for holder, (loop, _) in list(self._clients.items()):
+            self._on(loop, holder.cancel)
         self._clients.clear()
 
-    def _run(self, coroutine: Any, name: str) -> None:
+    @staticmethod
+    def _on(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: Any) -> None:
+        with suppress(RuntimeError):  # it is closed: a function's own, which did not end its tasks before
+            loop.call_soon_threadsafe(call, *args)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run a coroutine on the loop of this thread."""
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         task.add_done_callback(_look)
+        return task
 
 
 async def _close_client(client: JobClient) -> None:

@@ -31,6 +31,37 @@ class _Return:
         self.granted = threading.Event()
 
 
+class _Thread:
+    """What the pool knows of one of its threads. Read and changed under its lock: others may give its place away."""
+
+    __slots__ = ("calls", "is_out", "left", "lock")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.calls = 0
+        """How many it has done: which one a `Stay` was of."""
+        self.is_out = False
+        """It waits outside, and another thread has its place until it comes back."""
+        self.left = False
+        """It has no place any more and ends with the call it is in."""
+
+    def next_call(self) -> bool:
+        """A call has ended; whether the thread may take another one."""
+        with self.lock:
+            self.calls += 1
+            return not self.left
+
+    def take_place(self) -> bool:
+        """Another thread has given its place to this one, which waited outside; whether it may have one yet."""
+        with self.lock:
+            self.is_out = self.left
+            return not self.left
+
+
+Stay = tuple[_Thread, int]
+"""One call of one thread of a pool: what can be given away from elsewhere, but only while that call runs."""
+
+
 class PlacePool(Executor):
     """`nthreads` places. At most that many of its threads run at any moment; those that left do not count.
 
@@ -79,30 +110,57 @@ class PlacePool(Executor):
         the pool may have been started by a function that waits for it in its place: for as long as the block runs, there is
         one place more.
         """
-        if getattr(self._here, "left", False):
-            yield  # it counts for none already
-            return
-        if not getattr(self._here, "inside", False):
+        me: _Thread | None = getattr(self._here, "me", None)
+        if me is None:
             self._add_thread()
             try:
                 yield
             finally:
                 self._queue.put(_Return())
             return
-        self._here.inside = False
+        with me.lock:
+            goes = not (me.left or me.is_out)
+            me.is_out = me.is_out or goes
+        if not goes:
+            yield  # it counts for none already
+            return
         self._add_thread()
         try:
             yield
         finally:
-            ticket = _Return()
-            self._queue.put(ticket)
-            ticket.granted.wait()
-            self._here.inside = True
+            self._come_back(me)
 
-    def leave(self) -> None:
-        """Give the calling thread's place away for good: the thread ends with the call it is in. Twice is harmless."""
-        if getattr(self._here, "inside", False):
-            self._here.inside, self._here.left = False, True
+    def _come_back(self, me: _Thread) -> None:
+        """Wait for a place, unless the thread's own was given away for good meanwhile."""
+        if me.left:
+            return
+        ticket = _Return()
+        self._queue.put(ticket)
+        ticket.granted.wait()
+        if not me.take_place():
+            self._add_thread()  # what was granted is not needed any more
+
+    def stay(self) -> Stay | None:
+        """Return the call that the calling thread is in, for `leave`; ``None`` if it is no thread of the pool."""
+        me: _Thread | None = getattr(self._here, "me", None)
+        return None if me is None else (me, me.calls)
+
+    def leave(self, stay: Stay | None = None) -> None:
+        """Give a place away for good: the thread ends with the call it is in.
+
+        It is the calling thread's place, or that of the call `stay`, from whichever thread. Harmless if the place was given
+        away before, if that call has ended, and on a thread that has no place.
+        """
+        stay = stay or self.stay()
+        if stay is None:
+            return
+        me, call = stay
+        with me.lock:
+            if me.left or me.calls != call:
+                return
+            me.left = True
+            replaced = me.is_out
+        if not replaced:
             self._add_thread()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
@@ -114,7 +172,7 @@ class PlacePool(Executor):
         contextvars.Context().run(thread.start)  # of no job, though one may ask for it
 
     def _work(self) -> None:
-        self._here.inside = True
+        me = self._here.me = _Thread()
         take = self._queue.get
         while True:
             call = take()
@@ -125,6 +183,6 @@ class PlacePool(Executor):
                 call()
             except BaseException:
                 log.exception("a call in the pool raised")
-            if not self._here.inside:
+            if not me.next_call():
                 return  # it gave its place away
             del call  # a finished job's values must not live until the next call

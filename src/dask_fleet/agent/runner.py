@@ -21,7 +21,7 @@ from dask_fleet.agent.dask_runtime import DaskRuntime, GraphCancelled, GraphTooL
 from dask_fleet.agent.event_loop import EventLoopThread
 from dask_fleet.agent.graphs import Size
 from dask_fleet.agent.output import AttemptOutput, Recorder
-from dask_fleet.agent.pool import PlacePool
+from dask_fleet.agent.pool import PlacePool, Stay
 from dask_fleet.codecs.encode import ResultTooLarge, encode
 from dask_fleet.model.errors import InvalidParameters
 from dask_fleet.model.failure import Blame, Cause, Failure
@@ -45,7 +45,8 @@ _NOWHERE = Placement()
 class _Running:
     """One attempt in this process."""
 
-    __slots__ = ("cancel_task", "cancelled", "cluster", "job", "open_cluster", "output", "placement", "pool", "start")
+    __slots__ = ("cancel_task", "cancelled", "cluster", "job", "open_cluster", "output", "placement", "pool",
+                 "start", "stay")  # fmt: skip
 
     def __init__(
         self,
@@ -62,6 +63,8 @@ class _Running:
         self.cancelled = False
         self.cancel_task: Callable[[], None] | None = None
         self.placement = _NOWHERE
+        self.stay: Stay | None = None
+        """The place in which its function is called; outdated once that call has ended."""
         self.cluster: AttemptCluster | None = None
         """Of its own, once it has needed one."""
         self.job = JobContext(
@@ -78,13 +81,20 @@ class _Running:
                 "this endpoint says placement='worker', which forbids it a cluster; say placement='auto' or 'cluster'"
             )
         if job_clients.on_event_loop():
+            self._leave()  # the loop may run within a function that waits for it in a place
             return self.open_cluster(self).client()
         return self.connect()
 
     def connect(self, size: Size | None = None) -> Any:
         """Wait for the cluster without holding a place, now and for the rest of the call."""
-        self.pool.leave()
+        self._leave()
         return self.open_cluster(self).connect(size)
+
+    def _leave(self) -> None:
+        """Give away the place of the function, which may wait for whoever asks here, and that of the thread that asks."""
+        if self.stay is not None:
+            self.pool.leave(self.stay)
+        self.pool.leave()
 
 
 class Runner:
@@ -163,6 +173,7 @@ class Runner:
         if running.is_cancelled():
             self._end(running, AttemptState.CANCELLED)
             return
+        running.stay = self._pool.stay()
         job_clients.enter_job(running)
         running.output.enter()
         running.job.__enter__()  # never left: the context it is entered in ends with the attempt

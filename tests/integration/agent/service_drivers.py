@@ -5,6 +5,8 @@ import ctypes
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 
 import dask
@@ -98,6 +100,56 @@ def drives(n: int) -> int:
     """A driver: waits in its own thread for what runs in the same pool, if it must."""
     client = get_client()
     return sum(client.gather(client.map(lambda x: 2 * x, range(n))))
+
+
+@service.endpoint()
+def drives_on_a_loop(n: int) -> int:
+    """A driver with an event loop of its own, made twice: each has a client, which ends with it."""
+
+    async def main() -> int:
+        client = await get_client()
+        return sum(await client.gather(client.map(lambda x: 2 * x, range(n), pure=False)))
+
+    first = asyncio.run(main())
+    assert first == asyncio.run(main())
+    return first
+
+
+@service.endpoint()
+def drives_from_threads(n: int) -> int:
+    """A driver whose threads ask all at once, with the job's context, and which waits for them in its place."""
+
+    def ask() -> int:
+        client = get_client()
+        return sum(client.gather(client.map(lambda x: 2 * x, range(n), pure=False)))
+
+    with ThreadPoolExecutor(4) as threads:
+        found = {future.result() for future in [threads.submit(copy_context().run, ask) for _ in range(4)]}
+    (total,) = found
+    return total
+
+
+@service.endpoint(local_tasks=5)
+def computes_in_threads(n: int) -> int:
+    """Plain computes, of a small and of a large graph, in threads and on an event loop of a function."""
+
+    def small() -> int:
+        return dask.delayed(sum)([dask.delayed(int)(i) for i in range(2)]).compute()
+
+    def large() -> int:
+        return 2 * dask.delayed(sum)([dask.delayed(int)(i) for i in range(n)]).compute()
+
+    async def main() -> int:
+        assert small() == 1
+        return await asyncio.to_thread(large)
+
+    with ThreadPoolExecutor(3) as threads:
+        ones = [threads.submit(small), threads.submit(copy_context().run, small)]
+        moved = threads.submit(copy_context().run, large)
+        assert [one.result() for one in ones] == [1, 1]
+        total = moved.result()
+    assert asyncio.run(main()) == total
+    return total
 
 
 @service.endpoint()

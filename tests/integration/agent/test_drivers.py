@@ -160,6 +160,16 @@ def test_twenty_drivers_on_two_places(do: Do) -> None:
     do(scene)
 
 
+def test_a_function_may_ask_on_an_event_loop_of_its_own_and_from_threads(do: Do) -> None:
+    async def scene(rig: Drivers) -> None:
+        before = len(rig.needs)
+        for endpoint in ("drives_on_a_loop", "drives_from_threads", "computes_in_threads"):
+            assert await rig.value(endpoint, n=10) == 90, endpoint
+        assert len(rig.needs) == before + 3
+
+    do(scene)
+
+
 # ---------------------------------------------------------------- ends
 
 
@@ -261,6 +271,7 @@ def test_nothing_is_left_behind(do: Do) -> None:
         async def use(times: int) -> tuple[int, int]:
             for _ in range(times):
                 assert await rig.value("drives", n=2) == 2
+                assert await rig.value("drives_on_a_loop", n=2) == 2
                 assert (await rig.call("pids", n=50)).failure is None
             return process.num_fds(), process.num_threads()
 
