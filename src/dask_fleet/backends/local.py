@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import logging
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from dask_fleet.backends.sessions import members
+from dask_fleet.backends.holder import AgentProcess, holder_pid
 from dask_fleet.config.resources import resources_text
 from dask_fleet.config.settings import MAX_CERTIFICATE_LIFETIME_S
 from dask_fleet.plugins.backend import Backend, Health
@@ -24,6 +21,8 @@ _KEPT_LOGS = 3
 _POLL_S = 0.02
 _KILL_S = 5.0
 """How long what is left of the agent's session may take to vanish after SIGKILL."""
+_DISMISSED_S = 2.0
+"""How long an agent that the server refuses may take to end: nobody waits for what it runs, for it can tell nobody."""
 _WITHHELD = ("FLEET_TOKEN", "FLEET_TOKEN_FILE")
 """Variables of the server that an agent, and so user code, must not inherit."""
 
@@ -73,6 +72,7 @@ class LocalBackend(Backend):
         name: str = "local",
     ) -> None:
         self._data_dir = data_dir.resolve()
+        self._lock = self._data_dir / "agent.lock"
         self._nworkers = nworkers
         self._nthreads = nthreads
         self._memory_limit = memory_limit
@@ -121,7 +121,7 @@ class LocalBackend(Backend):
 
     async def start(self) -> None:
         """Launch the agent, or adopt the one that holds the lock of the data folder."""
-        if (pid := self._holder()) is not None:
+        if (pid := holder_pid(self._lock)) is not None:
             log.info("agent adopted", extra={"action": "agent_adopted", "pid": pid})
             return
         if self._child is not None and self._child.poll() is None:
@@ -148,7 +148,7 @@ class LocalBackend(Backend):
     async def health(self) -> Health:
         """Return whether an agent holds the lock, or is about to."""
         try:
-            if self._holder() is not None:
+            if holder_pid(self._lock) is not None:
                 return Health.RUNNING
         except OSError:
             return Health.UNKNOWN
@@ -156,74 +156,55 @@ class LocalBackend(Backend):
             return Health.STARTING
         return Health.GONE
 
+    async def dismiss(self, pid: int) -> bool:
+        """End the agent that holds the lock if its process is `pid`, with all that it has started."""
+        found = AgentProcess.holding(self._lock)
+        if found is None:
+            return False
+        with found:
+            if found.pid != pid:
+                return False
+            log.warning("ending an agent of another version", extra={"action": "agent_dismissed", "pid": pid})
+            await self._end(found, _DISMISSED_S)
+        return True
+
     async def stop(self, *, timeout_s: float) -> None:
         """Ask the agent to end (SIGTERM); after `timeout_s` kill whatever lives in its session."""
-        pid = self._holder()
-        if pid is None and self._child is not None and self._child.poll() is None:
-            pid = self._child.pid
-        if pid is None:
+        found = AgentProcess.holding(self._lock)
+        if found is None and self._child is not None and self._child.poll() is None:
+            found = AgentProcess.open(self._child.pid)
+        if found is None:
             return
-        # An agent started by hand in a shell shares the shell's session, and that is not ours to kill.
-        session = pid if _session_of(pid) == pid else None
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        if not await self._gone(pid, session, timeout_s):
-            log.warning("agent killed: it did not end in %g s", timeout_s, extra={"action": "agent_killed", "pid": pid})
+        with found:
+            await self._end(found, timeout_s)
+
+    async def _end(self, agent: AgentProcess, timeout_s: float) -> None:
+        agent.ask_to_end()
+        if not await self._gone(agent, timeout_s):
+            log.warning(
+                "agent killed: it did not end in %g s", timeout_s, extra={"action": "agent_killed", "pid": agent.pid}
+            )
             loop = asyncio.get_running_loop()
             until = loop.time() + _KILL_S
             while loop.time() < until:  # again, for a process may have been forking
-                for each in members(session) if session is not None else [pid]:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(each, signal.SIGKILL)
-                if await self._gone(pid, session, _POLL_S):
+                agent.kill()
+                if await self._gone(agent, _POLL_S):
                     break
         if self._child is not None:
             self._child.poll()
 
-    async def _gone(self, pid: int, session: int | None, timeout_s: float) -> bool:
+    async def _gone(self, agent: AgentProcess, timeout_s: float) -> bool:
         """Wait until nothing of the agent is left; returns whether that is so."""
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout_s
         while True:
             if self._child is not None:
                 self._child.poll()  # reaps it
-            left = members(session) if session is not None else [pid] * _lives(pid)
-            if not left:
+            if not agent.left():
                 return True
             if loop.time() >= until:
                 return False
             await asyncio.sleep(_POLL_S)
-
-    def _holder(self) -> int | None:
-        """Return the pid of the agent that holds the lock, or ``None``."""
-        try:
-            descriptor = os.open(self._data_dir / "agent.lock", os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            text = os.read(descriptor, 20).decode("ascii", "replace").strip()
-            return int(text) if text.isdigit() else None  # it has the lock since this moment: ask again
-        else:
-            return None
-        finally:
-            os.close(descriptor)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _session_of(pid: int) -> int | None:
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return None
 
 
 def _rotate(path: Path) -> None:

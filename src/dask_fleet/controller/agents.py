@@ -80,6 +80,8 @@ class AgentHandle:
         """Slots kept from jobs for the first worker of a cluster that waits longer than they do."""
         self.lost = False
         """It is given up: whatever it may still hold is run again elsewhere."""
+        self.ended = False
+        """Its process is known to have ended."""
         self.window = Window()
         self.pid = 0
         self.connected_since_us: int | None = None

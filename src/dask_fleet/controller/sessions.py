@@ -26,15 +26,27 @@ from dask_fleet.protocol.frames import (
     Cancel,
     Heartbeat,
     Hello,
+    Introduction,
     LogChunk,
     LogGrown,
     Outcome,
     Progress,
     Ready,
     Welcome,
+    introduction,
 )
 
 log = logging.getLogger(__name__)
+
+
+class OtherProtocol(ProtocolError):
+    """The agent is of a version that speaks another protocol."""
+
+    def __init__(self, protocol: int) -> None:
+        super().__init__(
+            f"the agent speaks protocol {protocol}, this server {PROTOCOL_VERSION}:"
+            " install the same version of dask-fleet on both"
+        )
 
 
 class Sessions:
@@ -70,6 +82,8 @@ class Sessions:
         self._clusters = clusters
         self._losing: set[AttemptKey] = set()
         """Attempts whose loss is being written: an agent that comes back meanwhile must not go on with them."""
+        self.on_refused: Callable[[Introduction], None] = _ignore
+        """Called with an agent that is not let in for what it speaks: it may dial for long, and be in the way of another."""
         dispatcher.on_claimed_for_lost = self._lose_late_claims
 
     # ------------------------------------------------------------------ coming
@@ -83,10 +97,7 @@ class Sessions:
             If it speaks another version of the protocol.
         """
         if hello.protocol != PROTOCOL_VERSION:
-            raise ProtocolError(
-                f"the agent speaks protocol {hello.protocol}, this server {PROTOCOL_VERSION}:"
-                " install the same version of dask-fleet on both"
-            )
+            raise OtherProtocol(hello.protocol)
         home = hello.home or hello.name
         if agent_home(hello.agent) != home:
             raise ProtocolError(f"the agent's id {hello.agent!r} does not begin with its home {home!r}")
@@ -129,7 +140,7 @@ class Sessions:
         for other in self._agents:
             # One agent of a home lives at a time (it locks its folder), so an unconnected one of the same is dead. What it
             # spooled, its successor has listed as held and delivers: those attempts are not lost.
-            if other is not handle and other.home == handle.home and not other.connected:
+            if other is not handle and not other.connected and (other.home == handle.home or other.ended):
                 self._spawn(self.leases.release(other.agent_id), f"release-{other.agent_id}")
                 self._lose_all(other, "its agent died", spared=says)
         self._clusters.hearing.attached(handle, hello, is_ours=hello.ledger_id in {"", ledger_id})
@@ -212,6 +223,18 @@ class Sessions:
 
     # ------------------------------------------------------------------ going
 
+    def refused(self, message: bytes) -> None:
+        """Tell of an agent that was refused, from the message with which it came."""
+        who = introduction(message)
+        if who is not None and not any(other.connected and other.pid == who.pid for other in self._agents):
+            self.on_refused(who)
+
+    def ended(self, agent_id: str) -> None:
+        """An agent's process has been ended: the next agent that comes need not be of its home for it to be lost."""
+        handle = self._agents.get(agent_id)
+        if handle is not None and not handle.connected:
+            handle.ended = True
+
     def detach(self, handle: AgentHandle, send: Send) -> None:
         """The websocket is gone. The agent goes on running what it holds, until its lease lapses or it comes back."""
         if not handle.is_reached_by(send):
@@ -260,3 +283,7 @@ class Sessions:
             await self._outcomes.lose(handle, held.seq, held.run, held.attempt, message)
         finally:
             self._losing.discard((held.seq, held.attempt))
+
+
+def _ignore(_: Introduction) -> None:
+    """Nobody looks after agents."""

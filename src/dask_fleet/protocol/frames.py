@@ -9,6 +9,8 @@ An attempt is named by ``(seq, attempt)``: the ledger's handle of the job and th
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 import msgspec
 
 from dask_fleet.model.failure import Blame, Failure
@@ -34,7 +36,10 @@ class AttemptRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Hello(Frame, frozen=True):
-    """First frame of an agent: who it is and what it still holds."""
+    """First frame of an agent: who it is and what it still holds.
+
+    In every version it begins with the same four fields, of which `introduction` makes out who an agent of another one is.
+    """
 
     protocol: int
     agent: str
@@ -248,6 +253,9 @@ _encoder = msgspec.msgpack.Encoder()
 encode_batch = _encoder.encode
 """Encode a list of frames to one websocket message."""
 
+_decode_parts = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_decode_introduction = msgspec.msgpack.Decoder(tuple[Literal["Hello"], int, str, str, int]).decode
+
 decode_from_agent = msgspec.msgpack.Decoder(list[AgentFrame]).decode
 decode_from_server = msgspec.msgpack.Decoder(list[ServerFrame]).decode
 
@@ -256,6 +264,25 @@ def encode_prefixed(frame: Frame) -> bytes:
     """Encode one frame for the socket pair, with its length in front."""
     body = _encoder.encode(frame)
     return len(body).to_bytes(4, "big") + body
+
+
+class Introduction(NamedTuple):
+    """What an agent of whatever version says of itself."""
+
+    protocol: int
+    agent: str
+    name: str
+    pid: int
+
+
+def introduction(message: bytes) -> Introduction | None:
+    """Return who an agent is whose first message may be of another version; ``None`` if it does not begin with a `Hello`."""
+    try:
+        greeting = _decode_parts(_decode_parts(message)[0])
+        _, protocol, agent, name, pid = _decode_introduction(encode_batch(greeting[:5]))
+    except (msgspec.MsgspecError, IndexError):
+        return None
+    return Introduction(protocol, agent, name, pid)
 
 
 decode_for_worker = msgspec.msgpack.Decoder(WorkerBound).decode

@@ -11,15 +11,18 @@ import msgspec
 
 from dask_fleet.controller.agents import AgentHandle
 from dask_fleet.controller.controller import Controller
+from dask_fleet.controller.sessions import OtherProtocol
 from dask_fleet.model.errors import ProtocolError
 from dask_fleet.protocol.frames import (
     HEARTBEAT_S,
     MAX_MESSAGE_BYTES,
+    PROTOCOL_VERSION,
     AgentFrame,
     Hello,
     ServerFrame,
     decode_from_agent,
     encode_batch,
+    introduction,
 )
 
 log = logging.getLogger(__name__)
@@ -82,12 +85,13 @@ async def serve_agent(controller: Controller, receive: Receive, send: SendMessag
     await send({"type": "websocket.accept"})
     outbox = _Outbox(send)
     handle: AgentHandle | None = None
+    greeting: bytes | None = None
     put = outbox.put  # one bound method: the session recognises its connection by it
     writer = asyncio.create_task(outbox.write_forever(), name="agent-writer")
     try:
-        hello, *frames = await _greeting(receive)
-        if not isinstance(hello, Hello):
-            raise ProtocolError("the first frame must be Hello")
+        async with asyncio.timeout(HELLO_TIMEOUT_S):
+            greeting = await _receive_bytes(receive)
+        hello, frames = _read_greeting(greeting)
         handle = controller.sessions.attach(hello, put)  # from here on it must be detached
         controller.sessions.receive(handle, frames)
         while True:
@@ -107,6 +111,8 @@ async def serve_agent(controller: Controller, receive: Receive, send: SendMessag
     except (ProtocolError, msgspec.MsgspecError) as exc:
         log.warning("agent refused: %s", exc, extra={"action": "agent_refused"})
         await _close(send, _PROTOCOL_ERROR, str(exc)[:120])
+        if handle is None and greeting is not None:
+            controller.sessions.refused(greeting)
     finally:
         if handle is not None:
             controller.sessions.detach(handle, put)
@@ -114,14 +120,21 @@ async def serve_agent(controller: Controller, receive: Receive, send: SendMessag
         await asyncio.gather(writer, return_exceptions=True)
 
 
-async def _greeting(receive: Receive) -> list[AgentFrame]:
-    """Return the first message of an agent, which has at least one frame."""
-    async with asyncio.timeout(HELLO_TIMEOUT_S):
-        data = await _receive_bytes(receive)
-    frames = decode_from_agent(data) if data is not None else []
+def _read_greeting(message: bytes | None) -> tuple[Hello, list[AgentFrame]]:
+    """Return what is in the first message of an agent: its `Hello`, and the frames after it."""
+    try:
+        frames = decode_from_agent(message) if message is not None else []
+    except msgspec.MsgspecError:
+        who = introduction(message or b"")
+        if who is not None and who.protocol != PROTOCOL_VERSION:
+            raise OtherProtocol(who.protocol) from None
+        raise
     if not frames:
         raise ProtocolError("the first message must begin with Hello")
-    return frames
+    hello, *others = frames
+    if not isinstance(hello, Hello):
+        raise ProtocolError("the first frame must be Hello")
+    return hello, others
 
 
 async def _receive_bytes(receive: Receive) -> bytes | None:

@@ -23,13 +23,14 @@ from dask_fleet.config.settings import Settings
 from dask_fleet.controller.controller import Controller
 from dask_fleet.model.errors import SetupError
 from dask_fleet.model.logs import LOG_FOLDER
-from dask_fleet.plugins.backend import Backend, Health
+from dask_fleet.plugins.backend import Backend
 from dask_fleet.plugins.clock import Clock, SystemClock
 from dask_fleet.plugins.ledger import Ledger
 from dask_fleet.plugins.registry import load
 from dask_fleet.plugins.result_store import ResultStore
 from dask_fleet.protocol.frames import MAX_MESSAGE_BYTES
 from dask_fleet.server.admission import Admission, room_for_connections
+from dask_fleet.server.agent_keeper import kept_alive
 from dask_fleet.server.app import FleetApp
 from dask_fleet.server.auth import Principal, TokenAuthenticator, effective_scopes
 from dask_fleet.server.banner import banner
@@ -52,7 +53,6 @@ log = logging.getLogger(__name__)
 
 LEDGER_FILE = "ledger.db"
 
-_AGENT_CHECK_S = 1.0
 _AGENT_STOP_S = 10.0
 BACKLOG = 2048
 _GC_THRESHOLD = 20_000
@@ -165,7 +165,7 @@ async def _serve(settings: Settings, targets: list[str], parent: int | None) -> 
         )
         await stack.enter_async_context(_kept_current(book))
         if backend is not None:
-            await stack.enter_async_context(_kept_alive(backend, controller))
+            await stack.enter_async_context(kept_alive(backend, controller))
         operator = next(record for record in records if record.token_id == OPERATOR)
         code = sign_in.new_code(
             Principal(
@@ -252,28 +252,6 @@ def _shown(path: Path) -> Path:
 
 
 # ---------------------------------------------------------------------- while
-
-
-@contextlib.asynccontextmanager
-async def _kept_alive(backend: Backend, controller: Controller) -> AsyncIterator[None]:
-    """Start the local agent again whenever it is gone."""
-
-    async def watch() -> None:
-        while True:
-            await asyncio.sleep(_AGENT_CHECK_S)
-            if not controller.draining and await backend.health() is Health.GONE:
-                log.error("the local agent is gone: starting another", extra={"action": "agent_respawned"})
-                try:
-                    await backend.start()
-                except OSError:  # a full disk, no process left: it may be better in a moment
-                    log.exception("no local agent could be started", extra={"action": "agent_not_started"})
-
-    task = asyncio.create_task(watch(), name="agent-keeper")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager

@@ -11,7 +11,16 @@ from dask_fleet.model.errors import ProtocolError
 from dask_fleet.model.jobs import NewRun, Policy
 from dask_fleet.model.leases import LEASE_S
 from dask_fleet.model.states import AttemptState, RunState
-from dask_fleet.protocol.frames import PROTOCOL_VERSION, AttemptRef, Heartbeat, Hello, Progress, Welcome
+from dask_fleet.protocol.frames import (
+    PROTOCOL_VERSION,
+    AttemptRef,
+    Heartbeat,
+    Hello,
+    Introduction,
+    Progress,
+    Welcome,
+    encode_batch,
+)
 
 
 @run
@@ -35,6 +44,37 @@ def test_a_strange_agent_is_refused(change: dict[str, object], message: str) -> 
             assert not list(rig.controller.agents)
 
     refused()
+
+
+@run
+async def test_an_agent_that_was_ended_is_lost_when_the_next_one_comes_whatever_its_home() -> None:
+    async with Rig() as rig:
+        side = rig.agent("local-old")
+        job = await rig.submit()
+        assert side.attempts() == [(job.seq, 1)]
+        rig.controller.sessions.ended("local-old")
+        rig.agent("host-b")
+        await rig.settle()
+        assert side.handle.held  # it is connected: whoever says that it has ended is wrong
+        side.drop()
+        rig.controller.sessions.ended("local-old")
+        successor = rig.agent("local-home-new")
+        await rig.settle()
+        assert (await rig.ledger.attempts(job.seq))[0].state is AttemptState.LOST
+        assert [handle.agent_id for handle in rig.controller.agents if handle is not successor.handle] == ["host-b"]
+
+
+@run
+async def test_a_refused_agent_is_told_of_unless_one_with_its_number_is_welcome() -> None:
+    async with Rig() as rig:
+        told: list[Introduction] = []
+        rig.controller.sessions.on_refused = told.append
+        hello = Hello(PROTOCOL_VERSION + 1, "local-a", "local", 1, 1, "", [])
+        rig.controller.sessions.refused(encode_batch([hello]))
+        assert told == [Introduction(PROTOCOL_VERSION + 1, "local-a", "local", 1)]
+        rig.agent()  # its pid is 1 too
+        rig.controller.sessions.refused(encode_batch([hello]))
+        assert len(told) == 1
 
 
 @run

@@ -5,10 +5,19 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 from tests.unit.controller.rig import Rig, run
 
-from dask_fleet.protocol.frames import PROTOCOL_VERSION, Hello, Ready, decode_from_agent, encode_batch
+from dask_fleet.protocol.frames import (
+    PROTOCOL_VERSION,
+    Hello,
+    Introduction,
+    Ready,
+    decode_from_agent,
+    encode_batch,
+    introduction,
+)
 from dask_fleet.server.agents import _Outbox, serve_agent
 
 HELLO = Hello(PROTOCOL_VERSION, "local-a", "local", 1, 1, "", [])
@@ -33,6 +42,35 @@ def test_an_agent_that_begins_wrongly_is_sent_away_and_holds_nothing(first: list
         assert (sent[-1]["type"], sent[-1]["code"]) == ("websocket.close", 1002)
 
     refused()
+
+
+@pytest.mark.parametrize("rest", [[], [1, "", [], "3.11", {}, 5]])  # the second cannot be read by this version
+def test_an_agent_of_another_protocol_is_told_so_and_told_of(rest: list[Any]) -> None:
+    @run
+    async def refused() -> None:
+        hello = ["Hello", PROTOCOL_VERSION + 1, "local-old", "local", 77, *rest]
+        received = [{"type": "websocket.connect"}, {"type": "websocket.receive", "bytes": msgspec.msgpack.encode([hello])}]
+        sent: list[Any] = []
+        told: list[Any] = []
+
+        async def receive() -> Any:
+            return received.pop(0)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async with Rig() as rig:
+            rig.controller.sessions.on_refused = told.append
+            await serve_agent(rig.controller, receive, send)
+        assert sent[-1]["reason"].startswith(f"the agent speaks protocol {PROTOCOL_VERSION + 1}, this server")
+        assert told == [Introduction(PROTOCOL_VERSION + 1, "local-old", "local", 77)]
+
+    refused()
+
+
+@pytest.mark.parametrize("message", [b"", b"\x90", b"\x91\x90", b"\xc1", msgspec.msgpack.encode([["Hello", "1", 2, 3, 4]])])
+def test_what_is_no_hello_introduces_nobody(message: bytes) -> None:
+    assert introduction(message) is None
 
 
 def test_a_frame_that_cannot_be_encoded_costs_no_other_its_way(caplog: pytest.LogCaptureFixture) -> None:

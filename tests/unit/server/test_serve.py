@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from dask_fleet.plugins.backend import Backend, Health
-from dask_fleet.server import serve
+from dask_fleet.server import agent_keeper
 
 
 class FullDisk(Backend):
@@ -33,12 +33,12 @@ class FullDisk(Backend):
 
 
 def test_an_agent_that_could_not_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "_AGENT_CHECK_S", 0.001)
+    monkeypatch.setattr(agent_keeper, "CHECK_S", 0.001)
 
     async def scene() -> None:
         backend = FullDisk()
-        controller = cast("Any", SimpleNamespace(draining=False))
-        async with serve._kept_alive(backend, controller), asyncio.timeout(5):
+        controller = cast("Any", SimpleNamespace(draining=False, sessions=SimpleNamespace()))
+        async with agent_keeper.kept_alive(backend, controller), asyncio.timeout(5):
             await backend.started.wait()
 
     asyncio.run(scene())
