@@ -165,6 +165,15 @@ def with_section(text: str, heading: str, lines: Sequence[str]) -> str:
     return "\n".join([before.rstrip("\n"), "", heading, "", *lines, "", rest])
 
 
+def with_others(text: str, last: str) -> str:
+    """Return a new report with those sections of the last one that it does not have: others have measured them."""
+    for part in last.partition(NOTES)[0].split("\n## ")[1:]:
+        heading, _, lines = part.partition("\n")
+        if f"\n## {heading}\n" not in text:
+            text = with_section(text, f"## {heading}", [lines.strip("\n")])
+    return text
+
+
 def _notes() -> list[str]:
     """Keep what people wrote below the mark in the last report."""
     path = Path(__file__).parent.parent / "docs" / "benchmarks.md"

@@ -2,6 +2,10 @@
 
     python -m benchmarks.run [--quick] [--rounds 3] [--folder DIR] [--output FILE]
 
+Programs of their own, which make their section of that file anew with ``--output docs/benchmarks.md``:
+``benchmarks.against`` (an earlier commit), ``benchmarks.batches``, ``benchmarks.fleet_cluster``;
+``benchmarks.clusters_workloads`` prints.
+
 Systems are started afresh and measured in turn, round after round, so that a slow minute of the machine hits all alike; the
 report has medians over the rounds. Everything listens on 127.0.0.1 only, and ends with this process.
 """
@@ -208,7 +212,8 @@ def main() -> None:
     if output is None:
         print(text)
     else:
-        output.write_text(text, encoding="utf-8")
+        last = output.read_text(encoding="utf-8") if output.exists() else ""
+        output.write_text(report.with_others(text, last), encoding="utf-8")
         print(f"wrote {output}")
 
 
