@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
+from tests.prerequisites import lacking
 
 
 class SmallDisk:
@@ -42,7 +42,7 @@ def small_disk(folder: Path, *, size_bytes: int) -> Iterator[SmallDisk]:
         capture_output=True, timeout=30, check=False,
     )
     if mounted.returncode != 0:
-        pytest.skip(f"needs the right to mount: {mounted.stderr.decode().strip()}")
+        lacking(f"needs the right to mount: {mounted.stderr.decode().strip()}")
     try:
         yield SmallDisk(folder)
     finally:

@@ -25,6 +25,7 @@ from tests.alive import alive
 from tests.integration.core_fleet import CoreFleet
 from tests.integration.namespaces import Side, two_hosts
 from tests.integration.remote_agent import RemoteAgent, connected, remote_agent
+from tests.prerequisites import lacking
 
 from dask_fleet import FleetCluster
 
@@ -196,7 +197,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futur
         with two_hosts():
             pass
     except OSError as exc:
-        pytest.skip(f"no network namespaces here: {exc}")
+        lacking(f"no network namespaces here: {exc}")
     with ThreadPoolExecutor(len(SCENES), "scene") as pool:
         folders = {name: tmp_path_factory.mktemp(name.replace(" ", "-")) for name in SCENES}
         yield {name: pool.submit(scene.play, folders[name]) for name, scene in SCENES.items()}
