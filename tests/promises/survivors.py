@@ -41,6 +41,10 @@ class Survivors:
         path = self._folder / f"{n}.starts"
         return [int(line) for line in path.read_text().split()] if path.exists() else []
 
+    def last_start(self, n: int) -> float:
+        """Return when the job of this number began last, in seconds since 1970."""
+        return (self._folder / f"{n}.starts").stat().st_mtime
+
     def open(self, *numbers: int) -> None:
         """Let the functions of these jobs return."""
         for n in numbers:
