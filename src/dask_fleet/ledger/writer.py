@@ -8,6 +8,7 @@ work. On the loop nobody contends, and what remains for the thread, the commit w
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import threading
 from collections import deque
@@ -43,6 +44,10 @@ MEDIUM_ERRORS = (
     apsw.InterruptError,
 )
 """The medium's fault, not the operation's."""
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What the system calls a full disk. SQLite has its own name for it only where a write into a file finds no room: where the
+index of its log should grow, a quota is used up, or the disk notices at the fsync, it speaks of an I/O error."""
 
 
 LOOP_ROWS = 250
@@ -239,8 +244,9 @@ class GroupCommit:
             self._writes.committed()
             self.refusing = None
         except apsw.Error as exc:
+            full = self._is_full(exc)
             self._roll_back()
-            self._refuse(batch, exc)
+            self._refuse(batch, exc, full=full)
 
     def _run_in_thread(self, batch: list[Operation]) -> None:
         """Execute and commit; if it cannot be done together, each operation by itself."""
@@ -257,8 +263,9 @@ class GroupCommit:
             self._writes.committed()
             self.refusing = None
         except MEDIUM_ERRORS as exc:
+            full = self._is_full(exc)
             self._roll_back()
-            self._refuse(batch, exc)
+            self._refuse(batch, exc, full=full)
         except Exception as exc:  # noqa: BLE001 - whatever an operation raises belongs to its caller, not to this thread
             self._roll_back()
             if len(batch) == 1:
@@ -304,9 +311,17 @@ class GroupCommit:
         except apsw.Error:
             log.exception("the ledger could not roll back")
 
-    def _refuse(self, batch: list[Operation], exc: apsw.Error) -> None:
-        log.error("the ledger could not be written", extra={"error": repr(exc), "operations": len(batch)})
-        full = isinstance(exc, apsw.FullError)
+    def _is_full(self, exc: apsw.Error) -> bool:
+        """Whether the disk, or the user's share of it, is full. To be asked before the connection does anything else."""
+        if isinstance(exc, apsw.IOError | apsw.CantOpenError):
+            return self._connection.system_errno in NO_ROOM
+        return isinstance(exc, apsw.FullError)
+
+    def _refuse(self, batch: list[Operation], exc: apsw.Error, *, full: bool) -> None:
+        log.error(
+            "the ledger could not be written",
+            extra={"error": repr(exc), "code": getattr(exc, "extendedresult", None), "operations": len(batch)},
+        )
         self.refusing = "the ledger's disk is full" if full else f"the ledger cannot be written: {exc}"
         for op in batch:
             if full:
