@@ -18,7 +18,9 @@ from typing import Any
 import apsw
 import pytest
 from tests.integration.core_fleet import CoreFleet
+from tests.integration.remote_agent import connected, remote_agent
 
+from dask_fleet.agent.orphans import MARK
 from dask_fleet.testing.fake_agent import FakeAgent
 
 EFFECTIVE_S = 5.0
@@ -204,15 +206,46 @@ def test_a_token_is_found_nowhere(fleet: CoreFleet, tmp_path: Path) -> None:
     assert not any(one in everywhere for one in own_tokens)
 
 
-def test_workers_of_a_server_that_was_given_a_token_do_not_inherit_it(tmp_path: Path) -> None:
+WITNESS = """
+import json, os, pathlib, sys
+from dask_fleet import Service
+
+service = Service("witness")
+
+@service.endpoint
+def look() -> bool:
+    "Look for the token once more, while a job runs."
+    return write(f"job-{os.getpid()}")
+
+def write(name: str) -> bool:
+    inherited = pathlib.Path("/proc/self/environ").read_text().split(chr(0))
+    seen = {"environ": dict(os.environ), "inherited": inherited, "loader": any("loader" in arg for arg in sys.orig_argv)}
+    pathlib.Path(os.environ["WITNESSES"], name + ".json").write_text(json.dumps(seen))
+    return True
+
+write(f"import-{os.getpid()}")
+"""
+
+
+def test_no_user_code_sees_the_token_that_a_server_or_an_agent_was_given(tmp_path: Path) -> None:
+    """Not the loader, which is the first to import, nor workers of the server's agent, nor those of one from elsewhere."""
     token = "fleet_" + "B" * 43
-    with CoreFleet(tmp_path) as fleet:
-        fleet.terminate()
-        fleet._env = {**fleet._env, "FLEET_TOKEN": token}
-        fleet.restart()
-        holders = [p.role for p in fleet.processes() if token.encode() in Path(f"/proc/{p.pid}/environ").read_bytes()]
-        assert set(holders) <= {"server"}  # what its own shell gave it
-        assert fleet.post("core/quick", {"name": "x"}, wait=20).status == 200
+    (seen := tmp_path / "seen").mkdir()
+    (tmp_path / "witness.py").write_text(WITNESS)
+    fleet = CoreFleet(tmp_path, env={"WITNESSES": str(seen), "FLEET_TOKEN": token, "FLEET_TOKEN_FILE": "/none/of/theirs"})
+    fleet._targets = [str(tmp_path / "witness.py")]
+    with fleet, remote_agent(fleet, tmp_path / "remote", args=("--name", "far")) as agent:
+        fleet.until(lambda: connected(fleet, "far"), "the other agent", timeout_s=40)
+        assert fleet.post("witness/look", {}, wait=20).json()["status"] == "succeeded"
+        found = [json.loads(path.read_text()) for path in sorted(seen.iterdir())]
+        roles = {"loader" if one["loader"] else one["environ"][MARK].partition(":")[0] for one in found}
+        assert len(roles) == 3
+        assert "loader" in roles
+        for one in found:
+            assert token not in str(one)
+            assert "/none/of/theirs" not in str(one)
+        holders = {p.pid for p in fleet.processes() if token.encode() in Path(f"/proc/{p.pid}/environ").read_bytes()}
+        assert holders <= {fleet.server_pid(), agent.popen.pid}  # what their own shell gave them
         assert token not in fleet.logs()
 
 

@@ -16,7 +16,8 @@ from dask_fleet.agent.address import refuse_clear_text, refuse_missing_token
 from dask_fleet.agent.lock import AgentLock
 from dask_fleet.agent.options import AgentOptions, parse_arguments
 from dask_fleet.agent.orphans import become_subreaper
-from dask_fleet.agent.worker_environment import SECRETS, set_worker_environment
+from dask_fleet.agent.worker_environment import set_worker_environment
+from dask_fleet.config.secret import SECRET_VARIABLES
 from dask_fleet.model.errors import SetupError
 from dask_fleet.observability import logs
 
@@ -36,7 +37,7 @@ def run(options: AgentOptions) -> int:
     except SetupError as exc:
         log.critical("%s", exc.detail)
         return exc.exit_code
-    for name in SECRETS:
+    for name in SECRET_VARIABLES:
         os.environ.pop(name, None)  # nothing this process starts shall inherit a token
     set_worker_environment(os.environ)
     try:

@@ -1,12 +1,10 @@
-"""Environment variables that every worker process is born with, as Dask's nannies set them for theirs, and without."""
+"""Environment variables that every worker process is born with, as Dask's nannies set them for theirs."""
 
 from __future__ import annotations
 
 from collections.abc import MutableMapping
 from types import MappingProxyType
 
-SECRETS = ("FLEET_TOKEN", "FLEET_TOKEN_FILE")
-"""Variables that user code must not inherit."""
 WORKER_ENVIRONMENT = MappingProxyType(
     {
         # Of each library one thread for each thread of ours: there are as many of these as CPUs, and libraries that start as

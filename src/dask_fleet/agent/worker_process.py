@@ -21,8 +21,8 @@ from dask_fleet.agent.clusters import member_process
 from dask_fleet.agent.clusters.frames import Join, Leave, Renew
 from dask_fleet.agent.framing import FrameBuffer
 from dask_fleet.agent.orphans import MARK
-from dask_fleet.agent.worker_environment import SECRETS
 from dask_fleet.agent.worker_frames import decode_for_worker
+from dask_fleet.config.secret import SECRET_VARIABLES
 from dask_fleet.protocol.cluster_frames import JobCluster
 from dask_fleet.protocol.frames import (
     Cancel,
@@ -96,7 +96,7 @@ def settle(folder: str, words: Connection | None = None, *, name: str = "fleet-w
         os.dup2(words.fileno(), 2)
         words.close()
     faulthandler.enable(file=2)  # the number: sys.stderr is to be another
-    for name in SECRETS:
+    for name in SECRET_VARIABLES:
         os.environ.pop(name, None)
     os.environ[MARK] = f"{folder}:{os.getpid()}"
     let_the_forkserver_end()

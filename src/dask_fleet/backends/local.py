@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dask_fleet.backends.holder import AgentProcess, holder_pid
 from dask_fleet.config.resources import resources_text
+from dask_fleet.config.secret import without_secrets
 from dask_fleet.config.settings import MAX_CERTIFICATE_LIFETIME_S
 from dask_fleet.plugins.backend import Backend, Health
 
@@ -23,8 +24,6 @@ _KILL_S = 5.0
 """How long what is left of the agent's session may take to vanish after SIGKILL."""
 _DISMISSED_S = 2.0
 """How long an agent that the server refuses may take to end: nobody waits for what it runs, for it can tell nobody."""
-_WITHHELD = ("FLEET_TOKEN", "FLEET_TOKEN_FILE")
-"""Variables of the server that an agent, and so user code, must not inherit."""
 
 
 class LocalBackend(Backend):
@@ -129,7 +128,6 @@ class LocalBackend(Backend):
         self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         log_path = self._data_dir / "agent.log"
         _rotate(log_path)
-        environ = {name: value for name, value in os.environ.items() if name not in _WITHHELD}
         output = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             # Popen returns when the program runs, a few milliseconds: not worth a thread at start.
@@ -139,7 +137,7 @@ class LocalBackend(Backend):
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                env=environ,
+                env=without_secrets(os.environ),
             )
         finally:
             os.close(output)

@@ -1,9 +1,18 @@
-"""Text that must not be seen: it never prints, logs or pickles."""
+"""Text that must not be seen: it never prints, logs or pickles, and no user code inherits it."""
 
 from __future__ import annotations
 
 import hmac
+from collections.abc import Mapping
 from typing import Any, NoReturn
+
+SECRET_VARIABLES = ("FLEET_TOKEN", "FLEET_TOKEN_FILE")
+"""Variables that hold a token or tell where one is: for this process, and for nothing that runs user code."""
+
+
+def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return `environ` as a process may have it that runs user code, or starts one that does."""
+    return {name: value for name, value in environ.items() if name not in SECRET_VARIABLES}
 
 
 class Secret:

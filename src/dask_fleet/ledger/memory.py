@@ -392,6 +392,18 @@ class MemoryLedger(Ledger):
             record = self._tokens[token_id] = replace(record, revoked_us=at_us)
         return record
 
+    async def forget_tokens(self, token_ids: Sequence[str], *, ended_by_us: int) -> int:
+        """See the port."""
+        self._now_us()
+        ended = [
+            token_id for token_id in set(token_ids)
+            if (record := self._tokens.get(token_id)) is not None
+            and (record.ended_us is not None and record.ended_us <= ended_by_us)
+        ]
+        for token_id in ended:
+            del self._tokens[token_id]
+        return len(ended)
+
     async def tokens(self) -> list[TokenRecord]:
         """See the port."""
         return [token for _, token in sorted(self._tokens.items())]

@@ -376,6 +376,14 @@ class SQLiteLedger(Ledger):
         opened = self._open
         return cast("TokenRecord | None", await opened.writer.submit(opened.writes.revoke_token, token_id, at_us))
 
+    async def forget_tokens(self, token_ids: Sequence[str], *, ended_by_us: int) -> int:
+        """See the port."""
+        opened = self._open
+        forget = opened.writes.forget_tokens
+        return cast(
+            "int", await opened.writer.submit(forget, tuple(token_ids), ended_by_us, rows=len(token_ids), long=True)
+        )
+
     async def tokens(self) -> list[TokenRecord]:
         """See the port."""
         opened = self._open

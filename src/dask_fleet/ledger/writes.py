@@ -173,6 +173,14 @@ class Writes:
         """See `Ledger.put_token`."""
         self._execute(_SQL["put_token"], rows.row_of_token(token))
 
+    def forget_tokens(self, token_ids: tuple[str, ...], ended_by_us: int) -> int:
+        """See `Ledger.forget_tokens`."""
+        gone = 0
+        for token_id in token_ids:
+            self._execute(_SQL["forget_token"], (token_id, ended_by_us, ended_by_us))
+            gone += self._changes()
+        return gone
+
     def revoke_token(self, token_id: str, at_us: int) -> TokenRecord | None:
         """See `Ledger.revoke_token`."""
         self._execute(_SQL["revoke_token"], (at_us, token_id))

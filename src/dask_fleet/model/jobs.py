@@ -218,3 +218,10 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_us: int
     expires_us: int | None = None
     revoked_us: int | None = None
+
+    @property
+    def ended_us(self) -> int | None:
+        """When it ended, or will end by itself (UTC, microseconds); ``None`` is never."""
+        if self.expires_us is None or self.revoked_us is None:
+            return self.revoked_us if self.expires_us is None else self.expires_us
+        return min(self.expires_us, self.revoked_us)

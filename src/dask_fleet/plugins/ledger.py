@@ -326,6 +326,12 @@ class Ledger(ABC):
         """
         raise NotImplementedError
 
+    async def forget_tokens(self, token_ids: Sequence[str], *, ended_by_us: int) -> int:
+        """Delete those of at most 500 tokens that had expired or were revoked by `ended_by_us` (UTC, microseconds), and
+        return how many; a token that had not ended by then stays.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     async def tokens(self) -> list[TokenRecord]:
-        """Return all tokens, revoked ones too."""
+        """Return all tokens, ended ones too, until they are forgotten."""

@@ -138,7 +138,7 @@ class TokenAuthenticator:
         known: dict[bytes, tuple[Principal, int]] = {}
         ends: dict[str, int] = {}
         for token in loaded:
-            end = min(token.expires_us or _NEVER, _NEVER if token.revoked_us is None else token.revoked_us)
+            end = _NEVER if token.ended_us is None else token.ended_us
             principal = Principal(
                 user=token.user, tenant=token.tenant, scopes=effective_scopes(token.scopes), token_id=token.token_id
             )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
+from dask_fleet.config.secret import without_secrets
 from dask_fleet.model.errors import CapacityError, InternalError
 
 RENDERABLE = frozenset(
@@ -80,6 +82,7 @@ class Renderer:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
+                env=without_secrets(os.environ),
             )
             stack.push_async_callback(_end, process)
             assert process.stdout is not None

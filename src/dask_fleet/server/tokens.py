@@ -15,6 +15,7 @@ from dask_fleet.plugins.clock import Clock
 from dask_fleet.plugins.ledger import Ledger
 from dask_fleet.server.auth import Principal, Scope, TokenAuthenticator, digest, new_token
 from dask_fleet.server.live import LiveRequests
+from dask_fleet.server.token_retention import forgettable, refuse_too_many
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,9 @@ DEFAULT_TENANT = "default"
 REFRESH_S = 1.0
 """How often the ledger is asked for its tokens, and what their ends leave open is closed."""
 READ_TIMEOUT_S = 10.0
-MAX_TOKENS = 10_000
+FORGET_EVERY_S = 60.0
+"""How often ended tokens are looked for that need not be kept any more."""
+_FORGOTTEN_AT_ONCE = 500
 
 _TOKEN = re.compile(r"fleet_[A-Za-z0-9_-]{43}\Z")
 
@@ -63,11 +66,10 @@ class TokenBook:
         Raises
         ------
         Conflict
-            If there are `MAX_TOKENS` already.
+            If there are too many that have not ended, see `token_retention`.
         """
-        if len(await self._ledger.tokens()) >= MAX_TOKENS:
-            raise Conflict(f"there are {MAX_TOKENS} tokens: let users share, or make longer-lived ones")
         token, now_us = new_token(), self._authenticator.now_us()
+        refuse_too_many(await self._ledger.tokens(), tenant, now_us)
         record = TokenRecord(
             token_id=secrets.token_hex(6),
             digest=digest(token),
@@ -129,13 +131,38 @@ class TokenBook:
         if ended:
             log.info("ended with their tokens", extra={"action": "token_ended", "requests": ended})
 
+    async def forget_ended(self) -> int:
+        """Delete the tokens that ended long ago, or that are too many; return how many. The log keeps what they were.
+
+        The two that a data folder begins with stay: that one of them was revoked must be known when its file is read again.
+        """
+        now_us = self._authenticator.now_us()
+        found = forgettable(await self._ledger.tokens(), now_us, spared=frozenset({LOCAL_AGENT, OPERATOR}))
+        gone = 0
+        for begin in range(0, len(found), _FORGOTTEN_AT_ONCE):
+            piece = found[begin : begin + _FORGOTTEN_AT_ONCE]
+            gone += await self._ledger.forget_tokens([record.token_id for record in piece], ended_by_us=now_us)
+            for record in piece:
+                log.info(
+                    "ended token forgotten",
+                    extra={"action": "token_forgotten", "token_id": record.token_id, "user": record.user,
+                           "tenant": record.tenant, "scopes": ",".join(sorted(record.scopes)),
+                           "created_us": record.created_us, "ended_us": record.ended_us,
+                           "revoked": record.revoked_us is not None},
+                )  # fmt: skip
+        return gone
+
     async def keep(self) -> None:
-        """Refresh for ever. While the ledger cannot be read, tokens go on ending by their time."""
+        """Refresh for ever, and forget. While the ledger cannot be read, tokens go on ending by their time."""
+        forget_at = asyncio.get_running_loop().time() + FORGET_EVERY_S
         while True:
             await asyncio.sleep(REFRESH_S)
             try:
                 async with asyncio.timeout(READ_TIMEOUT_S):
                     await self.refresh()
+                    if asyncio.get_running_loop().time() >= forget_at:
+                        forget_at = asyncio.get_running_loop().time() + FORGET_EVERY_S
+                        await self.forget_ended()
             except Exception as exc:  # noqa: BLE001 - whatever it is, this task must not end
                 log.warning("tokens not read again: %s", exc, extra={"action": "tokens_not_read"})
                 self.end_what_is_open()

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from dask_fleet.config.secret import without_secrets
 from dask_fleet.model.errors import ServiceDefinitionError, ServiceImportError, SetupError, error_classes
 from dask_fleet.model.manifest import Manifest, ServiceManifest
 
@@ -89,6 +90,7 @@ async def load_manifest(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         limit=MAX_MANIFEST_BYTES,
+        env=without_secrets(os.environ),
         start_new_session=True,  # so that what a module starts while it is imported ends with the loader
     )
     assert process.stdout is not None

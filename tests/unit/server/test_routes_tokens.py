@@ -361,13 +361,104 @@ def test_the_operators_token_is_made_anew_at_start_once_it_was_revoked(tmp_path:
     run(main())
 
 
-def test_there_is_an_end_to_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dask_fleet.server.tokens.MAX_TOKENS", 3)
+def limits(monkeypatch: pytest.MonkeyPatch, **given: int) -> None:
+    for name, value in given.items():
+        monkeypatch.setattr(f"dask_fleet.server.token_retention.{name}", value)
+
+
+def test_there_is_an_end_to_tokens_of_a_tenant_and_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits(monkeypatch, MAX_TENANT_TOKENS=9, MAX_TOKENS=12)
+
+    async def main() -> None:
+        async with Rig() as rig:
+            admin, other = admin_of(rig), admin_of(rig, tenant="other")
+            in_ledger = sum(one.tenant == "default" for one in await rig.ledger.tokens())
+            mine = [await made(admin) for _ in range(9 - in_ledger)]
+            refused = await admin.post("/v1/tokens", json={"user": "x", "scopes": ["read"]})
+            assert "'default' has 9 valid tokens" in problem(refused, 409, "conflict")
+            # Nobody else is touched by that, until all together are too many.
+            for _ in range(12 - len(await rig.ledger.tokens())):
+                await made(other)
+            assert "of all tenants" in problem(
+                await other.post("/v1/tokens", json={"user": "x", "scopes": ["read"]}), 409, "conflict"
+            )  # fmt: skip
+            # What the message says helps: a revoked one makes room at once.
+            assert (await admin.delete(f"/v1/tokens/{mine[0]['token_id']}")).status_code == 200
+            await made(admin)
+            problem(await admin.post("/v1/tokens", json={"user": "x", "scopes": ["read"]}), 409, "conflict")
+
+    run(main())
+
+
+def test_tokens_that_have_expired_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits(monkeypatch, MAX_TENANT_TOKENS=4)
+
+    async def main() -> None:
+        async with Rig() as rig:
+            admin = admin_of(rig, tenant="ci")
+            for _ in range(4):
+                for _ in range(3):  # beside the administrator's own
+                    await made(admin, expires="1m")
+                problem(await admin.post("/v1/tokens", json={"user": "x", "scopes": ["read"]}), 409, "conflict")
+                rig.clock.us += 60_000_000
+            assert len((await admin.get("/v1/tokens")).json()["tokens"]) == 13  # still listed
+
+    run(main())
+
+
+def test_ended_tokens_are_forgotten_after_a_while_and_the_log_keeps_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits(monkeypatch, MAX_TENANT_ENDED=2)
 
     async def main() -> None:
         async with Rig() as rig:
             admin = admin_of(rig)
-            await made(admin)
-            problem(await admin.post("/v1/tokens", json={"user": "x", "scopes": ["read"]}), 409, "conflict")
+            valid = await made(admin, expires="never")
+            revoked = await made(admin, expires="never")
+            await admin.delete(f"/v1/tokens/{revoked['token_id']}")
+            expired = await made(admin, expires="1h")
+            rig.clock.us += DAY_US
+            assert await rig.book.forget_ended() == 0
+            late = [await made(admin, expires=f"{n}h") for n in (1, 2)]
+            rig.clock.us += DAY_US
+
+            def ids(*tokens: dict[str, Any]) -> set[str]:
+                return {token["token_id"] for token in tokens}
+
+            async def known() -> set[str]:
+                await rig.book.refresh()
+                return {one.token_id for one in await rig.ledger.tokens()} & ids(valid, revoked, expired, *late)
+
+            with caplog.at_level("INFO"):
+                assert await rig.book.forget_ended() == 2  # two more than are kept, though they ended yesterday
+                assert await known() == ids(valid, *late)
+                rig.clock.us += 30 * DAY_US
+                assert await rig.book.forget_ended() == 2  # thirty days after their end
+            assert await known() == ids(valid)
+            told = [record for record in caplog.records if getattr(record, "action", "") == "token_forgotten"]
+            assert {getattr(record, "token_id", "") for record in told} == ids(revoked, expired, *late)
+            assert {getattr(record, "revoked", None) for record in told} == {True, False}
+            assert not any(one["token"] in caplog.text for one in (revoked, expired, *late))
+            for one in (revoked, expired, *late):
+                problem(await rig.client(one["token"]).get("/v1/jobs"), 401, "unauthorized")
+            assert (await rig.client(valid["token"]).get("/v1/jobs")).status_code == 200
+
+    run(main())
+
+
+def test_a_revoked_token_of_the_data_folder_is_never_forgotten(tmp_path: Path) -> None:
+    """Its file still holds it: a restart would take it for a new one."""
+
+    async def main() -> None:
+        async with Rig() as rig:
+            await ensure_tokens(rig.ledger, tmp_path, clock=rig.clock)
+            first = (tmp_path / "token").read_text()
+            await rig.ledger.revoke_token("admin", at_us=rig.clock.now_us())
+            rig.clock.us += 400 * DAY_US
+            await rig.book.refresh()
+            await rig.book.forget_ended()
+            await ensure_tokens(rig.ledger, tmp_path, clock=rig.clock)
+            assert (tmp_path / "token").read_text() != first
 
     run(main())

@@ -64,5 +64,8 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 -- set_meta: Remember a fact about the ledger.
 INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?);
 
+-- forget_token: One that has ended.
+DELETE FROM tokens WHERE token_id = ? AND (expires_us <= ? OR revoked_us <= ?);
+
 -- revoke_token: Once and for all.
 UPDATE tokens SET revoked_us = ? WHERE token_id = ? AND revoked_us IS NULL;

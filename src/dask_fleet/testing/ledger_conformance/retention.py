@@ -149,3 +149,21 @@ class RetentionScenarios(LedgerMaker):
         assert await ledger.revoke_token("t1", at_us=clock.now_us() + 9) == revoked
         assert await ledger.revoke_token("t2", at_us=clock.now_us()) is None
         assert await ledger.tokens() == [revoked]
+
+    @scenario
+    async def test_only_tokens_that_have_ended_are_forgotten(self, ledger: Ledger, clock: ManualClock) -> None:
+        def token(token_id: str, **ends: int) -> TokenRecord:
+            return TokenRecord(token_id=token_id, digest=token_id.encode() * 16, user="ada", tenant="default",
+                               scopes=frozenset({"read"}), created_us=5, **ends)  # fmt: skip
+
+        ends: dict[str, dict[str, int]] = {
+            "t1": {}, "t2": {"expires_us": 10}, "t3": {"expires_us": 11}, "t4": {"revoked_us": 10}, "t5": {"revoked_us": 11},
+            "t6": {"expires_us": 90, "revoked_us": 9}, "t7": {"expires_us": 9, "revoked_us": 90}, "t8": {"expires_us": 1},
+        }  # fmt: skip
+        for token_id, given in ends.items():
+            await ledger.put_token(token(token_id, **given))
+        asked = ["t1", "t2", "t2", "t3", "t4", "t5", "t6", "t7", "unknown"]
+        assert await ledger.forget_tokens(asked, ended_by_us=10) == 4
+        assert [kept.token_id for kept in await ledger.tokens()] == ["t1", "t3", "t5", "t8"]
+        assert await ledger.forget_tokens(asked, ended_by_us=10) == 0
+        assert await ledger.forget_tokens([], ended_by_us=99) == 0
