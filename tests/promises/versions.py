@@ -1,4 +1,4 @@
-"""Two versions of Dask Fleet, installed from wheels side by side: the present tree, and one made of it that is newer."""
+"""Versions of Dask Fleet, installed from wheels side by side: the present tree, others made of it, a real predecessor."""
 
 from __future__ import annotations
 
@@ -6,20 +6,33 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-c", "from dask_fleet.cli.main import main; main()")
 """``dask-fleet`` of whatever version ``PYTHONPATH`` names."""
+_NEEDED = ("pyproject.toml", "README.md", "LICENSE")
+PREDECESSOR = "07ec0fc899a60575a4048ff518a2880dd08067bf"
+"""A commit of this repository that has schema 1 of the ledger and protocol 1 with agents: the first that could be used."""
 
 
-def install(folder: Path, *, version: str | None = None, migration: str = "", protocol: int | None = None) -> Path:
+def install(
+    folder: Path,
+    *,
+    commit: str | None = None,
+    version: str | None = None,
+    migration: str = "",
+    protocol: int | None = None,
+) -> Path:
     """Build a wheel of the present tree, changed as asked for, and return the folder it is installed in.
 
     Parameters
     ----------
     folder
         Where to work.
+    commit
+        The one to take instead of the present tree.
     version
         What it calls itself; the present version if not given.
     migration
@@ -29,9 +42,16 @@ def install(folder: Path, *, version: str | None = None, migration: str = "", pr
     """
     tree = folder / "tree"
     tree.mkdir(parents=True)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tree)
-    source = shutil.copytree(ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("__pycache__")) / "dask_fleet"
+    if commit is None:
+        for name in _NEEDED:
+            shutil.copy(ROOT / name, tree)
+        shutil.copytree(ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        archive = folder / "tree.tar"
+        _run("git", "-C", str(ROOT), "archive", "--output", str(archive), commit, *_NEEDED, "src")
+        with tarfile.open(archive) as tar:
+            tar.extractall(tree, filter="data")
+    source = tree / "src" / "dask_fleet"
     if version is not None:
         _replace(tree / "pyproject.toml", r'^version = "[^"]+"$', f'version = "{version}"')
         _replace(source / "__init__.py", r'^__version__ = "[^"]+"$', f'__version__ = "{version}"')
@@ -47,6 +67,15 @@ def install(folder: Path, *, version: str | None = None, migration: str = "", pr
     (wheel,) = wheels.glob("*.whl")
     _run(*pip, "install", "--no-deps", "--no-index", "--target", str(target), str(wheel))
     return target
+
+
+def has_commit(commit: str) -> bool:
+    """Return whether the history is here: a release's archive has none, and a shallow clone not all."""
+    command = ("git", "-C", str(ROOT), "cat-file", "-e", f"{commit}^{{commit}}")
+    try:
+        return subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
 
 
 def _replace(path: Path, pattern: str, text: str) -> None:

@@ -22,7 +22,7 @@ _KEPT_LOGS = 3
 _POLL_S = 0.02
 _KILL_S = 5.0
 """How long what is left of the agent's session may take to vanish after SIGKILL."""
-_DISMISSED_S = 2.0
+_DISMISSED_S = 1.0
 """How long an agent that the server refuses may take to end: nobody waits for what it runs, for it can tell nobody."""
 
 
