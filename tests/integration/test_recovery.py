@@ -96,10 +96,11 @@ def test_a_job_outlives_the_processes_that_run_it(core: Core, victim: str) -> No
         assert (ended["status"], ended["attempt"], ended["run"], ended["result"]) == ("succeeded", 2, 1, "job")
         assert fleet.states(job_id) == ["lost", "succeeded"]
         cause = fleet.attempts(job_id)[0]["error"]["cause"]
-        assert cause == ("worker_died" if victim == "worker" else "agent_lost")
+        assert cause == ("agent_lost" if victim == "agent" else "worker_died")
         assert (fleet.agent_pid() == agent) is (victim != "agent")
-        (replacement,) = fleet.worker_pids()
-        assert replacement != worker
+        # A forkserver may have been killed by what ran in it, so that the job had a process of its own, which goes with it.
+        fleet.until(lambda: len(fleet.worker_pids()) == 1, "one process to be left")
+        assert fleet.worker_pids() != [worker]
 
 
 def test_a_job_outlives_server_and_agent(core: Core) -> None:

@@ -19,7 +19,7 @@ AttemptKey = tuple[int, int]
 class Attempt:
     """An attempt that this agent holds. Times are of the monotonic clock."""
 
-    __slots__ = ("away", "cancelled", "deadline", "kill_at", "need", "start", "timed_out", "waits_until")
+    __slots__ = ("away", "cancelled", "deadline", "kill_at", "need", "start", "stuck", "timed_out", "waits_until")
 
     def __init__(self, start: Start) -> None:
         self.start = start
@@ -31,6 +31,8 @@ class Attempt:
         """When it is given back to the server if no process has taken it."""
         self.timed_out = False
         self.cancelled = False
+        self.stuck = False
+        """Whether its process was killed because it had not ended within its grace."""
         self.need: NeedCluster | None = None
         """Its wish for a cluster, while that is unanswered."""
         self.away = False

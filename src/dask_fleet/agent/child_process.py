@@ -9,12 +9,11 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from multiprocessing.context import ForkServerProcess
 from typing import Generic, TypeVar
 
 import msgspec
 
-from dask_fleet.agent import forked
+from dask_fleet.agent.exits import ExitNotice
 from dask_fleet.agent.framing import FrameBuffer
 from dask_fleet.protocol.frames import Frame, encode_prefixed
 
@@ -28,10 +27,12 @@ _RECEIVE_BYTES = 1 << 18
 class ChildProcess(Generic[F]):
     """A living child. `watch` begins to listen; its frames are of type `F`."""
 
-    def __init__(self, process: ForkServerProcess, channel: socket.socket, decode: Callable[[bytearray], F]) -> None:
-        self.pid = process.pid or 0
+    def __init__(self, notice: ExitNotice, channel: socket.socket, decode: Callable[[bytearray], F]) -> None:
+        self.pid = notice.pid
+        self.forkserver = notice.forkserver
+        """Pid of what it was forked from."""
         self.ended = False
-        self._process = process
+        self._notice = notice
         self._channel = channel
         self._frames = FrameBuffer(decode)
         self._unsent = bytearray()
@@ -42,14 +43,14 @@ class ChildProcess(Generic[F]):
     def watch(self, on_frame: Callable[[F], None], on_exit: Callable[[int | None], None]) -> None:
         """Call `on_frame` with each frame, and `on_exit` once, after the last one.
 
-        That gets the exit code, negative for a signal, or ``None`` if its forkserver died with it;
+        That gets the exit code, negative for a signal, or ``None`` if its forkserver or guard died with it;
         `deaths.describe_exit` has words for it.
         """
         self._on_frame, self._on_exit = on_frame, on_exit
         self._loop.add_reader(self._channel.fileno(), self._readable)
-        # The pipe from the forkserver, not the end of the socket pair, says that it has ended: what the child has forked
-        # may hold the socket open.
-        self._loop.add_reader(self._process.sentinel, self._exited)
+        # The pipe from its forkserver or guard, not the end of the socket pair, says that it has ended: what the child has
+        # forked may hold the socket open.
+        self._loop.add_reader(self._notice.sentinel, self._exited)
 
     def send(self, frame: Frame) -> None:
         """Send a frame; what the socket does not take now follows when it can. To a dead child it is lost."""
@@ -76,6 +77,12 @@ class ChildProcess(Generic[F]):
         for kill in (os.killpg, os.kill):  # its group does not exist before it has made it
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 kill(self.pid, signal.SIGKILL)
+        self._notice.wake()
+
+    def ask_for_end(self) -> None:
+        """It is dead, yet nobody has said so: see to it that somebody does."""
+        if not self.ended:
+            self._notice.wake()
 
     def _writable(self) -> None:
         try:
@@ -112,18 +119,16 @@ class ChildProcess(Generic[F]):
             self.kill()
 
     def _exited(self) -> None:
-        self._loop.remove_reader(self._process.sentinel)
+        self._loop.remove_reader(self._notice.sentinel)
         self._drain()
-        code = forked.exit_code(self._process)
+        code = self._notice.exit_code()
         self.ended = True
         self._loop.remove_reader(self._channel.fileno())
         self._loop.remove_writer(self._channel.fileno())
         self._channel.close()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)  # what it has started must not outlive it
-        self._process.join(0)
-        self._process.close()
-        forked.forget(self.pid)
+        self._notice.close()
         self._on_exit(code)
 
     def _drain(self) -> None:

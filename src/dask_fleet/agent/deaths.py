@@ -24,6 +24,8 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
     """Completes "the worker process …"."""
     ordered: bool = False
     """Whether it was none of its attempts' doing: nobody is charged."""
+    reached_others: bool = False
+    """Whether other processes died with it: its attempts were not alone, however many they are."""
     peak_bytes: int | None = None
     signal: str | None = None
     """What ended it, if that was a signal of somebody else's."""
@@ -34,7 +36,7 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
         """Return who may have caused it, where `company` attempts were in the process."""
         if self.ordered:
             return Blame.NONE
-        return Blame.ALONE if company == 1 else Blame.SHARED
+        return Blame.ALONE if company == 1 and not self.reached_others else Blame.SHARED
 
 
 FOR_ANOTHER = Death(
@@ -46,7 +48,15 @@ FOR_A_CLUSTER = Death(
     ordered=True,
 )
 LEASE_OVER = Death(cause=Cause.WORKER_DIED, how="was ended with its slot lease", ordered=True)
-WITH_ITS_FORKSERVER = Death(cause=Cause.AGENT_LOST, how="ended with its forkserver, which died", ordered=True)
+WITH_ITS_FORKSERVER = Death(
+    cause=Cause.WORKER_DIED,
+    how="ended with its forkserver, which died, as did all others of it: one of the jobs in them may have killed it",
+    reached_others=True,
+)
+WITH_ITS_GUARD = Death(
+    cause=Cause.WORKER_DIED,
+    how="ended with its parent process, which was killed; a function must not send signals to the parent of its process",
+)
 GIVEN_UP = Death(cause=Cause.AGENT_LOST, how="was killed: its agent gave up what it ran", ordered=True)
 WHILE_STOPPED = Death(
     cause=Cause.STOPPED,
@@ -64,22 +74,26 @@ def for_memory(peak_bytes: int, limit_bytes: int, *, descendants: int = 0) -> De
     return Death(cause=Cause.MEMORY_LIMIT, how=f"{how}; {_TO_USE_LESS}", peak_bytes=peak_bytes)
 
 
-def of_exit(code: int | None, *, last_bytes: int, peak_bytes: int, limit_bytes: int, oom_killed: bool) -> Death:
+def of_exit(
+    code: int | None, *, last_bytes: int, peak_bytes: int, limit_bytes: int, oom_killed: bool, guarded: bool = False
+) -> Death:
     """Return the death of a process that nobody here has killed.
 
     Parameters
     ----------
     code
-        Its exit code, negative for a signal; ``None`` if its forkserver died before telling.
+        Its exit code, negative for a signal; ``None`` if its forkserver, or its guard, died before telling.
     last_bytes, peak_bytes
         Memory it had when last looked at, and the most it was seen to have.
     limit_bytes
         What it may have; 0 for no limit.
     oom_killed
         Whether the kernel has killed something of this agent's control group for want of memory since the last look.
+    guarded
+        Whether its parent was a guard, and no other's.
     """
     if code is None:
-        return WITH_ITS_FORKSERVER
+        return WITH_ITS_GUARD if guarded else WITH_ITS_FORKSERVER
     if code == -signal.SIGKILL and (oom_killed or (limit_bytes and last_bytes >= _NEAR_LIMIT * limit_bytes)):
         limit = f" of the {readable(limit_bytes)} it may have" if limit_bytes else ""
         how = f"was killed by the kernel for want of memory: it was seen with {readable(peak_bytes)}{limit}"
@@ -97,7 +111,7 @@ def of_exit(code: int | None, *, last_bytes: int, peak_bytes: int, limit_bytes: 
 def describe_exit(code: int | None) -> str:
     """Return words for how a process ended: a negative code is a signal's number, none is its forkserver's death."""
     if code is None:
-        return WITH_ITS_FORKSERVER.how
+        return "ended with its forkserver, which died"
     if code >= 0:
         return f"ended with exit code {code}"
     name = signal_name(-code)
@@ -113,17 +127,26 @@ def signal_name(number: int) -> str:
 
 
 def verdict_on_death(
-    attempt: Attempt, worker: str, death: Death, now_us: int, *, company: int, last_words: str = ""
+    attempt: Attempt,
+    worker: str,
+    death: Death,
+    now_us: int,
+    *,
+    company: int,
+    last_words: str = "",
+    forkserver: int = 0,
 ) -> Outcome:
     """Return what is reported home for an attempt whose worker process ended under it.
 
     What was cancelled or had timed out is just that, however its process ended. `company` counts the attempts that were in
-    the process, this one too; `last_words` are what the process wrote at its end.
+    the process, this one too; `last_words` are what the process wrote at its end; `forkserver` is the pid of its forkserver.
     """
     if attempt.cancelled:
         return ended(attempt.start, AttemptState.CANCELLED, worker, now_us)
     if attempt.timed_out:
-        return ended(attempt.start, AttemptState.FAILED, worker, now_us, timeout_failure(attempt))
+        timed_out = ended(attempt.start, AttemptState.FAILED, worker, now_us, timeout_failure(attempt))
+        # Its process was killed for its sake, whoever else was in there: the price of each is counted.
+        return msgspec.structs.replace(timed_out, blame=Blame.ALONE) if attempt.stuck else timed_out
     failure = Failure.bounded(
         death.cause,
         f"the worker process {death.how}",
@@ -133,7 +156,8 @@ def verdict_on_death(
         exit_code=death.exit_code,
     )
     lost = ended(attempt.start, AttemptState.LOST, worker, now_us, failure)
-    return msgspec.structs.replace(lost, blame=death.blame(company))
+    died_with = f"forkserver-{forkserver}" if death.reached_others else ""
+    return msgspec.structs.replace(lost, blame=death.blame(company), died_with=died_with)
 
 
 def readable(size_bytes: int) -> str:

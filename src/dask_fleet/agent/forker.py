@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import socket
 from collections.abc import Callable
 from concurrent.futures import Executor
-from multiprocessing.context import ForkServerProcess
 from typing import TypeVar
 
-from dask_fleet.agent import forkservers
+from dask_fleet.agent import forkservers, guard
 from dask_fleet.agent.child_process import ChildProcess
+from dask_fleet.agent.exits import ExitNotice, ToldByForkserver, ToldByGuard
 
 F = TypeVar("F")
 
@@ -30,9 +31,19 @@ class Forker:
         self._context = forkservers.context()
 
     async def fork(
-        self, target: Callable[..., None], *args: object, name: str, decode: Callable[[bytearray], F]
+        self,
+        target: Callable[..., None],
+        *args: object,
+        name: str,
+        decode: Callable[[bytearray], F],
+        guarded: bool = False,
     ) -> ChildProcess[F]:
         """Fork a child that calls ``target(channel, *args)``; a dead forkserver is replaced.
+
+        Parameters
+        ----------
+        guarded
+            Whether it gets a parent of its own, so that it shares its fate with no other (see `guard`).
 
         Raises
         ------
@@ -42,17 +53,28 @@ class Forker:
         ours, theirs = socket.socketpair()
         try:
             ours.setblocking(False)  # noqa: FBT003
-            process = await asyncio.get_running_loop().run_in_executor(self._thread, self._fork, target, theirs, args, name)
+            fork = self._fork_guarded if guarded else self._fork
+            notice = await asyncio.get_running_loop().run_in_executor(self._thread, fork, target, theirs, args, name)
         except BaseException:
             ours.close()  # a child that comes up in spite of it reads the end, and ends
             raise
         finally:
             theirs.close()
-        return ChildProcess(process, ours, decode)
+        return ChildProcess(notice, ours, decode)
 
     def _fork(
         self, target: Callable[..., None], channel: socket.socket, args: tuple[object, ...], name: str
-    ) -> ForkServerProcess:
+    ) -> ExitNotice:
         process = self._context.Process(target=target, args=(channel, *args), name=name)
         forkservers.start(process)
-        return process
+        return ToldByForkserver(process)
+
+    def _fork_guarded(
+        self, target: Callable[..., None], channel: socket.socket, args: tuple[object, ...], name: str
+    ) -> ExitNotice:
+        hears, tells = multiprocessing.Pipe(duplex=False)
+        with hears, tells:
+            process = self._context.Process(target=guard.main, args=(channel, tells, target, *args), name=name)
+            forkservers.start(process)
+            tells.close()  # or nobody would hear the guard's death
+            return ToldByGuard(process, hears)

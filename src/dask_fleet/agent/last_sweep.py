@@ -40,13 +40,13 @@ def end_all() -> None:
         time.sleep(0.005)
 
 
-def take_over() -> None:
-    """Let this process, forked from a forkserver, be one itself, to which orphans come."""
+def take_over(name: str = FORKSERVER) -> None:
+    """Let this process, forked from a forkserver, be one itself, to which orphans come. `name` is what ``ps`` shows."""
     global _PID
     _PID = os.getpid()
     with contextlib.suppress(OSError):  # a kernel without it: what is left then is found by the agent's successor
         become_subreaper()
-    call_itself(FORKSERVER)
+    call_itself(name)
 
 
 take_over()

@@ -59,7 +59,7 @@ class Launcher:
         return self._folder
 
     async def launch(self, *, alone: bool = False, for_lease: bool = False) -> WorkerProcess:
-        """Fork a worker process; a dead forkserver is replaced.
+        """Fork a worker process, one for a suspect with a guard; a dead forkserver is replaced.
 
         Raises
         ------
@@ -80,7 +80,7 @@ class Launcher:
             words = LastWords(os.dup(hears.fileno()))
             try:
                 child = await self.forker.fork(
-                    worker_process.main, speaks, options, name="worker", decode=decode_from_worker
+                    worker_process.main, speaks, options, name="worker", decode=decode_from_worker, guarded=alone
                 )
             except BaseException:
                 words.close()
@@ -89,7 +89,7 @@ class Launcher:
         self.have_standby()
         return WorkerProcess(
             child, words, name=f"{self._name}-{child.pid}", token=options.token, nthreads=self._nthreads, alone=alone,
-            for_lease=for_lease,
+            for_lease=for_lease, forkserver=child.forkserver,
         )
 
     def have_standby(self) -> None:
@@ -127,7 +127,7 @@ class Launcher:
         if server is not None:
             count += end_orphans(server, known=living, spared=living)
         if not self._has_other_children:  # then all are forkservers and what multiprocessing starts for itself
-            own = {*forkservers.known(), getattr(resource_tracker, "_resource_tracker")._pid}  # noqa: B009, SLF001
+            own = {*forkservers.known(), *living, getattr(resource_tracker, "_resource_tracker")._pid}  # noqa: B009, SLF001
             count += end_orphans(os.getpid(), known=own, reap=True)
         if count:
             log.info("orphans ended", extra={"action": "orphans_ended", "orphans": count})

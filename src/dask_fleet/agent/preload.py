@@ -44,6 +44,7 @@ _REST = (
     "dask.array",
     "dask.dataframe",
     "dask_fleet.agent.capture",
+    "dask_fleet.agent.guard",
     "dask_fleet.agent.runner",
     "dask_fleet.observability.logs",
     "dask_fleet.services.loading",

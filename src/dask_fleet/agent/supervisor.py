@@ -395,7 +395,7 @@ class Supervisor:
             self._carriers[attempt.key].send(Cancel(start.seq, start.run, start.attempt))
         for attempt in stuck:
             worker = self._carriers[attempt.key]
-            attempt.kill_at = math.inf
+            attempt.kill_at, attempt.stuck = math.inf, True
             log.warning(
                 "worker process killed: an attempt did not end in time",
                 extra={"action": "worker_killed", "worker": worker.name, "seq": attempt.start.seq},
@@ -454,7 +454,9 @@ class Supervisor:
             if company == 1 and death.cause is Cause.WORKER_DIED and not death.ordered:  # in company they may be another's
                 words = worker.words.since(attempt.deadline - attempt.start.timeout_s)
             self._deliver(
-                deaths.verdict_on_death(attempt, worker.name, death, now_us, company=company, last_words=words)
+                deaths.verdict_on_death(
+                    attempt, worker.name, death, now_us, company=company, last_words=words, forkserver=worker.forkserver
+                )
             )
         self._on_members_lost(worker, death)
         self._discard_left(worker.token)

@@ -93,6 +93,7 @@ class Watch:
             peak_bytes=vitals.peak_bytes,
             limit_bytes=self._limit_of(worker),
             oom_killed=oom_killed,
+            guarded=worker.alone,
         )
 
     def _limit_of(self, worker: WorkerProcess) -> int:
@@ -135,6 +136,8 @@ class Watch:
             self._kill(worker, deaths.for_memory(peak, limit_bytes), rss_bytes=sample.rss_bytes)
         elif limit_bytes and used >= worker.kill_at * limit_bytes:
             self._begin_to_weigh(worker, limit_bytes, now)
+        elif sample.state == "Z":
+            worker.ask_for_end()
         elif vitals.stopped_since is not None:
             if now - vitals.stopped_since >= LOOK_AGAIN_S * 0.9:
                 self._kill(worker, deaths.WHILE_STOPPED)

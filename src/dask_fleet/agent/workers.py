@@ -21,7 +21,7 @@ class WorkerProcess:
     """A living worker process and what it carries.
 
     `on_frame` gets each frame of it. `on_exit` is called once, after its last frame, when it has ended: with its exit code,
-    negative for a signal, or ``None`` if its forkserver died with it.
+    negative for a signal, or ``None`` if its forkserver or guard died with it.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class WorkerProcess:
         nthreads: int,
         alone: bool = False,
         for_lease: bool = False,
+        forkserver: int = 0,
     ) -> None:
         self.name = name
         self.nthreads = nthreads
@@ -51,6 +52,8 @@ class WorkerProcess:
         """Whether it is for one suspect only."""
         self.for_lease = for_lease
         """Whether it is for one Dask worker only."""
+        self.forkserver = forkserver
+        """Pid of what it was forked from."""
         self.tenant: str | None = None
         """Whom it serves: the first it has served, for its whole life."""
         self.leases: set[str] = set()
@@ -138,6 +141,10 @@ class WorkerProcess:
             return
         self.retiring, self.death = True, self.death or death
         self._child.kill()
+
+    def ask_for_end(self) -> None:
+        """It is dead, yet nobody has said so: its guard may be stopped, and is told to go on."""
+        self._child.ask_for_end()
 
     def _listen(self) -> None:
         if not self.words.listen(self._loop.time()):

@@ -1,7 +1,8 @@
-"""Pauses a user whose jobs kill one worker process after the other, so that others keep theirs. Pure: time is given to it.
+"""Pauses a user whose jobs cost one worker process after the other, so that others keep theirs. Pure: time is given to it.
 
 A process counts against a user if all attempts that died with it were that user's: else nobody knows whose fault it was, and
-a neighbour would be paused for what somebody else did.
+a neighbour would be paused for what somebody else did. Processes that died with their forkserver count as one. Of a process
+that was killed because an attempt ran past its time-out, everybody knows: it counts against the user of that attempt.
 """
 
 from __future__ import annotations

@@ -14,6 +14,10 @@ DEATH_RETRIES = 1
 """How often a run is tried again after a death of its worker process that it is charged with; those by the memory limit are
 counted apart, to as many."""
 
+LOSSES_IN_COMPANY = 2
+"""After so many deaths that nobody is charged with, a run gets a process of its own, whoever caused them: beside others that
+have to be killed again and again it would never end."""
+
 LOSSES = 20
 """How many deaths that nobody is charged with a run survives: each may be somebody else's fault, but not for ever."""
 
@@ -62,7 +66,8 @@ def after_attempt(
     * An exception is tried again as often as the endpoint's ``retries`` allow, a lost agent ``INFRASTRUCTURE_RETRIES``
       times; a time-out, invalid parameters and an unusable result never.
     * The death of a worker process is charged only to an attempt that was alone in it, and the second such death ends the
-      run. If others died with it all are suspects, which run alone from then on, charged with nothing.
+      run. If others died with it all are suspects, which run alone from then on, charged with nothing. So does what was in
+      a process that had to be killed for another's sake, from the second such death on.
     * What an agent gives back is queued again and charged to nobody.
     * A retry that could only begin after the deadline is not made.
     """
@@ -82,7 +87,8 @@ def after_attempt(
         if failure.cause.is_death:
             alone = blame is Blame.ALONE
             memory_kill = alone and failure.cause is Cause.MEMORY_LIMIT
-            death, loss, suspect = alone, not alone, blame is not Blame.NONE
+            death, loss = alone, not alone
+            suspect = blame is not Blame.NONE or job.losses + 1 >= LOSSES_IN_COMPANY
             if alone:
                 used, most = (job.memory_kills if memory_kill else job.deaths - job.memory_kills), DEATH_RETRIES
             else:
@@ -119,3 +125,14 @@ def after_attempt(
         counts_as_loss=loss,
         makes_suspect=suspect,
     )
+
+
+def cost_a_process(end: AttemptEnd, blame: Blame) -> bool:
+    """Return whether the attempt has, alone or with others, cost a worker process: its user answers for that.
+
+    Those that died in it or ran past their time-out in it did; those that it was not killed for did not.
+    """
+    if blame is Blame.NONE or end.run_event is RunEvent.CANCEL:
+        return False
+    timed_out = end.failure is not None and end.failure.cause is Cause.TIMEOUT
+    return end.counts_as_death or end.counts_as_loss or timed_out

@@ -14,7 +14,7 @@ import msgspec
 from dask_fleet.controller.agents import AgentHandle, agent_home
 from dask_fleet.controller.bytes_in_use import BytesInUse
 from dask_fleet.controller.changes import Changes
-from dask_fleet.controller.decisions import after_attempt
+from dask_fleet.controller.decisions import after_attempt, cost_a_process
 from dask_fleet.controller.dispatcher import Dispatcher
 from dask_fleet.controller.fair_queue import Owner
 from dask_fleet.controller.recent import RecentJobs
@@ -152,9 +152,10 @@ class Outcomes:
                 state, failure = AttemptState.LOST, _unforeseen("stored")
         end = self._meaning(job, outcome, state, failure, result)
         accused: Owner | None = None
-        if end.counts_as_death or end.makes_suspect:
+        if cost_a_process(end, outcome.blame):
             accused = (job.tenant, job.opened_by or job.user)
-            self._dispatcher.breaker.died((job.agent or "", outcome.worker), accused, self._clock.monotonic())
+            process = (job.agent or "", outcome.died_with or outcome.worker)
+            self._dispatcher.breaker.died(process, accused, self._clock.monotonic())
         location = None if result is None else result.location
         try:
             try:

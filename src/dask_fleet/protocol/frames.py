@@ -115,9 +115,11 @@ class Outcome(Frame, frozen=True):
     with the server uploads the file first."""
     json: bytes | None = None
     blame: Blame = Blame.NONE
-    """With ``lost`` by the death of a worker process."""
+    """With ``lost`` by the death of a worker process, and with ``failed`` by a time-out that cost the process: ``alone``."""
     log_bytes: int = 0
     """What it wrote: where its log has still to arrive, whoever follows it waits for that much."""
+    died_with: str = ""
+    """What died, where that was more than the worker process: the same for all that died with it."""
 
 
 class LogChunk(Frame, frozen=True):

@@ -274,6 +274,8 @@ class ServedFleet:
         everyone = {process.pid: process for process in self.processes()}
         for process in everyone.values():
             parent = everyone.get(process.ppid)
+            if process.name == "fleet-guard":  # the parent of a suspect's process, and perhaps adopted by the agent
+                continue
             if process.role == "forkserver" and (parent is None or parent.role != "forkserver"):
                 return process.pid
         return None
@@ -285,7 +287,7 @@ class ServedFleet:
             process.pid
             for process in everyone.values()
             if process.role == "forkserver" and process.ppid in everyone and everyone[process.ppid].role == "forkserver"
-            and process.name != "fleet-forksrv"  # another one in waiting
+            and process.name not in {"fleet-forksrv", "fleet-guard"}  # another one in waiting, or a suspect's parent
         ]
 
     # ------------------------------------------------------------------ asking

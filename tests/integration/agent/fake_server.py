@@ -236,19 +236,31 @@ class AgentProcess:
         return found
 
     def workers(self) -> list[psutil.Process]:
-        """The worker processes: children of the forkserver that are not adopted from elsewhere, nor its standby."""
+        """The worker processes: children of guards, and of the forkserver, if not adopted from elsewhere nor its standby."""
         own = {process.pid for process in self.members()}
         found = []
         for process in self._forked():
             with suppress(psutil.NoSuchProcess):
-                if process.pid in own and process.name() != "fleet-forksrv":
+                if process.pid in own and process.name() not in {"fleet-forksrv", "fleet-guard"}:
+                    found.append(process)
+        for guard in self.guards():
+            with suppress(psutil.NoSuchProcess):
+                found += [process for process in guard.children() if process.pid in own]  # not what it has adopted
+        return found
+
+    def guards(self) -> list[psutil.Process]:
+        """The parents of suspects' processes, whoever theirs is."""
+        found = []
+        for process in self.members():
+            with suppress(psutil.NoSuchProcess):
+                if process.name() == "fleet-guard":
                     found.append(process)
         return found
 
     def forkserver(self) -> psutil.Process | None:
         for process in psutil.Process(self.popen.pid).children():
             with suppress(psutil.NoSuchProcess):  # a zombie, or gone meanwhile
-                if "multiprocessing.forkserver" in " ".join(process.cmdline()):
+                if process.name() != "fleet-guard" and "multiprocessing.forkserver" in " ".join(process.cmdline()):
                     return process
         return None
 

@@ -78,6 +78,12 @@ def leaves(how: str) -> None:
         ctypes.string_at(0)
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if how == "parent":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(600)
+    if how == "with its parent stopped":
+        os.kill(os.getppid(), signal.SIGSTOP)
+        os._exit(7)
 
 
 @service.endpoint()

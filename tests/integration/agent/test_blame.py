@@ -176,7 +176,7 @@ class TestStopped:
             outcome = await server.outcome(start)
             assert outcome.failure is not None
             assert (outcome.state, outcome.failure.cause) == (AttemptState.FAILED, Cause.TIMEOUT)
-            assert outcome.blame is Blame.NONE
+            assert outcome.blame is Blame.ALONE  # it has cost the process
 
         calm(limited, scene, slots=4)
 
@@ -187,7 +187,7 @@ class TestStopped:
                 forkserver = agent.forkserver()
                 assert forkserver is not None
                 os.kill(forkserver.pid, signal.SIGSTOP)
-                lost(await server.outcome(start), Cause.AGENT_LOST, Blame.NONE)
+                lost(await server.outcome(start), Cause.WORKER_DIED, Blame.SHARED)
                 await until(lambda: server.ready[-1].slots == 1, what="its successor")
                 assert await server.value("pid") != pid
 
@@ -229,6 +229,8 @@ class TestDeath:
                     await server.cancel(deaf, grace_s=0.0)
                 outcome = await server.outcome(deaf)
                 assert outcome.state is (AttemptState.FAILED if kill == "time-out" else AttemptState.CANCELLED)
+                # That its user wanted it to end, and it did not listen, is nothing that one would be paused for.
+                assert outcome.blame is (Blame.ALONE if kill == "time-out" else Blame.NONE)
                 lost(await server.outcome(neighbour), Cause.WORKER_DIED, Blame.NONE)
 
         calm(one_process, scene, slots=2)
@@ -290,16 +292,3 @@ class TestSuspects:
                 assert (await server.outcome(suspects[number])).state is AttemptState.SUCCEEDED
 
         calm(limited, scene, slots=4)
-
-    def test_the_forkserver_dies_with_one(self, tmp_path: Path) -> None:
-        async def scene() -> None:
-            async with fleet(tmp_path / "data", nworkers=1) as (server, agent):
-                suspect = await server.start("wait_for", alone=True, path=str(tmp_path / "s"))
-                await until(lambda: pid_in(tmp_path / "s.started"))
-                forkserver = agent.forkserver()
-                assert forkserver is not None
-                forkserver.kill()
-                lost(await server.outcome(suspect), Cause.AGENT_LOST, Blame.NONE)
-                assert (await server.call("double", alone=True, n=1)).state is AttemptState.SUCCEEDED
-
-        run(scene)

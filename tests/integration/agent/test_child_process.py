@@ -70,7 +70,7 @@ def test_how_it_ended_is_told_also_if_another_is_forked_before_anybody_asks() ->
 
     async def scene(forker: Forker) -> list[int | None]:
         first = await forker.fork(says_and_leaves, 0, name="first", decode=decode_from_worker)
-        assert select.select([first._process.sentinel], [], [], PATIENCE_S)[0]
+        assert select.select([first._notice.sentinel], [], [], PATIENCE_S)[0]
         second = await forker.fork(says_and_leaves, 0, name="second", decode=decode_from_worker)
         codes: asyncio.Queue[int | None] = asyncio.Queue()
         for child in (first, second):

@@ -34,7 +34,7 @@ def test_it_takes_over_and_has_a_standby_of_its_own(tmp_path: Path) -> None:
                 forkserver.kill()
                 outcome = await server.outcome(start)
                 assert outcome.failure is not None
-                assert outcome.failure.cause is Cause.AGENT_LOST
+                assert outcome.failure.cause is Cause.WORKER_DIED
                 assert await server.value("depth") >= depth  # no deeper a stack than the first had below it
                 assert agent.forkserver() == standby
                 assert psutil.Process(await server.value("pid")).ppid() == standby.pid

@@ -31,10 +31,15 @@ class TestCause:
         assert exit_with(-63).how == "was killed by signal 63"  # a real-time one without a name
         assert exit_with(-63).signal == "63"
 
-    def test_with_the_forkserver_nobody_is_to_blame(self) -> None:
+    def test_with_the_forkserver_all_of_it_are_suspects_however_few_were_in_the_process(self) -> None:
         death = exit_with(None, last=0.99, oom=True)
-        assert death.cause is Cause.AGENT_LOST
-        assert death.blame(1) is Blame.NONE
+        assert death.cause is Cause.WORKER_DIED
+        assert death.blame(1) is Blame.SHARED
+
+    def test_with_its_guard_it_was_alone(self) -> None:
+        death = of_exit(None, last_bytes=GIB, peak_bytes=GIB, limit_bytes=GIB, oom_killed=True, guarded=True)
+        assert (death, death.blame(1)) == (deaths.WITH_ITS_GUARD, Blame.ALONE)
+        assert "must not send signals" in death.how
 
     @pytest.mark.parametrize(
         ("code", "last", "limit", "oom", "memory"),
@@ -84,7 +89,7 @@ class TestVerdict:
             (for_memory(GIB, GIB), Blame.SHARED),
             (deaths.WHILE_STOPPED, Blame.SHARED),
             (deaths.FOR_ANOTHER, Blame.NONE),
-            (deaths.WITH_ITS_FORKSERVER, Blame.NONE),
+            (deaths.WITH_ITS_FORKSERVER, Blame.SHARED),
         ],
     )
     def test_in_company(self, death: Death, blame: Blame) -> None:
@@ -99,6 +104,21 @@ class TestVerdict:
         assert (timed_out.state, timed_out.failure.cause) == (AttemptState.FAILED, Cause.TIMEOUT)
         cancelled = verdict_on_death(unwanted, "w", deaths.FOR_ANOTHER, 7, company=2)
         assert (cancelled.state, cancelled.failure) == (AttemptState.CANCELLED, None)
+
+    def test_a_time_out_that_cost_the_process_tells_so_and_one_that_was_hit_does_not(self) -> None:
+        for stuck, blame in ((True, Blame.ALONE), (False, Blame.NONE)):
+            late = Attempt(start())
+            late.time_out(0.0, 1.0)
+            late.stuck = stuck
+            assert verdict_on_death(late, "w", deaths.FOR_ANOTHER, 7, company=2).blame is blame
+
+    def test_what_died_with_the_forkserver_has_one_name(self) -> None:
+        names = {
+            verdict_on_death(Attempt(start()), worker, deaths.WITH_ITS_FORKSERVER, 7, company=1, forkserver=5).died_with
+            for worker in ("w1", "w2")
+        }
+        assert names == {"forkserver-5"}
+        assert verdict_on_death(Attempt(start()), "w", DIED, 7, company=2, forkserver=5).died_with == ""
 
     def test_the_peak_is_told(self) -> None:
         lost = verdict_on_death(Attempt(start()), "w", for_memory(GIB, GIB), 7, company=1)

@@ -216,7 +216,8 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
 
 
 def outcome(job: JobRecord, state: AttemptState = AttemptState.SUCCEEDED, *, attempt: int = 1, body: bytes = b"1",
-            cause: Cause | None = None, blame: Blame = Blame.NONE, worker: str = "w") -> Outcome:
+            cause: Cause | None = None, blame: Blame = Blame.NONE, worker: str = "w",
+            died_with: str = "") -> Outcome:
     """Return an outcome of an attempt of `job`."""
     ok = state is AttemptState.SUCCEEDED
     return Outcome(
@@ -232,6 +233,7 @@ def outcome(job: JobRecord, state: AttemptState = AttemptState.SUCCEEDED, *, att
         size=len(body) if ok else 0,
         body=body if ok else None,
         blame=blame,
+        died_with=died_with,
     )
 
 

@@ -12,6 +12,7 @@ from dask_fleet.controller.decisions import (
     LOSSES,
     after_attempt,
     backoff_s,
+    cost_a_process,
 )
 from dask_fleet.model.failure import Blame, Cause, Failure
 from dask_fleet.model.jobs import AttemptEnd, JobRecord, Policy, StoredResult
@@ -94,7 +95,8 @@ def test_a_death_shared_or_of_somebody_else_is_charged_to_nobody(cause: Cause, b
     for losses in range(LOSSES + 1):
         end = ended(msgspec.structs.replace(JOB, losses=losses, deaths=1), AttemptState.LOST, cause, blame=blame)
         assert charges(end) == (False, False, True)
-        assert end.makes_suspect == (blame is Blame.SHARED)
+        # Hit twice by what others did, it gets a process of its own: else it would be hit until its losses are used up.
+        assert end.makes_suspect == (blame is Blame.SHARED or losses >= 1)
         assert end.run_event is (RunEvent.REQUEUE if losses < LOSSES else RunEvent.FAIL)  # but not for ever
         assert (end.not_before_us > NOW) == (losses < LOSSES)
 
@@ -120,6 +122,28 @@ def test_the_second_death_that_is_charged_ends_the_run(
     assert (end.run_event, end.makes_suspect) == (event, True)
     assert end.failure is not None
     assert end.failure.cause is cause
+
+
+@pytest.mark.parametrize(
+    ("state", "cause", "blame", "counts"),
+    [
+        (AttemptState.LOST, Cause.WORKER_DIED, Blame.ALONE, True),
+        (AttemptState.LOST, Cause.WORKER_DIED, Blame.SHARED, True),
+        (AttemptState.LOST, Cause.WORKER_DIED, Blame.NONE, False),  # hit by another's time-out, however often
+        (AttemptState.FAILED, Cause.TIMEOUT, Blame.ALONE, True),  # it did not listen, and its process was killed
+        (AttemptState.FAILED, Cause.TIMEOUT, Blame.NONE, False),  # it ended by itself
+        (AttemptState.FAILED, Cause.EXCEPTION, Blame.NONE, False),
+        (AttemptState.LOST, Cause.AGENT_LOST, Blame.NONE, False),
+    ],
+)
+def test_a_user_answers_for_the_processes_that_attempts_have_cost(
+    state: AttemptState, cause: Cause, blame: Blame, *, counts: bool
+) -> None:
+    for losses in (0, LOSSES):
+        job = msgspec.structs.replace(JOB, losses=losses)
+        assert cost_a_process(ended(job, state, cause, blame=blame), blame) is counts
+        unwanted = msgspec.structs.replace(job, cancel_requested_by="bob")
+        assert not cost_a_process(ended(unwanted, state, cause, blame=blame), blame)
 
 
 def test_a_full_result_store_is_tried_again() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from tests.unit.controller.rig import Rig, Side, outcome, run
 
 from dask_fleet.controller.breaker import PAUSE_S
@@ -141,3 +142,50 @@ async def test_deaths_that_users_share_pause_nobody() -> None:
             for job in (eve, ada):
                 await rig.controller.cancel(await rig.job(job), "eve")
         assert rig.controller.status()["paused"] == []
+
+
+@run
+async def test_processes_that_died_with_their_forkserver_count_as_one() -> None:
+    """Else each victim's user would have killed the process in which nothing but the victim was."""
+    async with Rig() as rig:
+        side = rig.agent(slots=40, nworkers=20)
+        for n in range(15):
+            eve, ada = await rig.submit(f"e{n}", user="eve"), await rig.submit(f"a{n}", user="ada")
+            for number, job in enumerate((eve, ada)):
+                shared = death(job, Blame.SHARED, worker=f"w-{n}-{number}")
+                await side.deliver(msgspec.structs.replace(shared, died_with=f"forkserver-{n}"))
+                assert (await rig.job(job)).suspect
+            for job in (eve, ada):
+                await rig.controller.cancel(await rig.job(job), "eve")
+        assert rig.controller.status()["paused"] == []
+
+
+@run
+async def test_a_user_whose_deaf_jobs_cost_ten_processes_is_paused_and_who_was_beside_them_is_not() -> None:
+    async with Rig() as rig:
+        side = rig.agent(slots=2, nworkers=1)
+        for n in range(12):
+            deaf, beside = await rig.submit(f"d{n}", user="eve"), await rig.submit(f"b{n}", user="ada")
+            if deaf.state is RunState.QUEUED:
+                break
+            end = outcome(deaf, AttemptState.FAILED, cause=Cause.TIMEOUT, blame=Blame.ALONE, worker=f"w-{n}")
+            await side.deliver(end, death(beside, Blame.NONE, worker=f"w-{n}"))
+            await rig.controller.cancel(await rig.job(beside), "ada")
+        assert n == 10
+        assert [each["user"] for each in rig.controller.status()["paused"]] == ["eve"]
+
+
+@run
+async def test_what_is_hit_twice_by_the_ends_of_others_runs_alone() -> None:
+    async with Rig() as rig:
+        side = rig.agent(slots=2, nworkers=1)
+        job = await rig.submit()
+        for attempt in (1, 2):
+            assert alone(side)[job.seq, attempt] is False
+            await side.deliver(death(job, Blame.NONE, attempt=attempt, worker=f"w{attempt}"))
+            await rig.advance(5)
+        assert alone(side)[job.seq, 3] is True
+        record = await rig.job(job)
+        assert (record.deaths, record.faults, record.losses, record.suspect) == (0, 0, 2, True)
+        await side.deliver(outcome(job, attempt=3))
+        assert (await rig.job(job)).state is RunState.SUCCEEDED
