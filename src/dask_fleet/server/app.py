@@ -23,7 +23,7 @@ from dask_fleet.server.live import LiveRequests
 from dask_fleet.server.problems import internal_problem, problem_bytes, problem_headers
 from dask_fleet.server.signin import SignIn
 from dask_fleet.server.submit import Submission
-from dask_fleet.server.submit_batch import BATCH_SUFFIX, BATCHES_AT_ONCE, BatchSubmission
+from dask_fleet.server.submit_batch import BATCH_SUFFIX, BatchSubmission, batch_gate
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class FleetApp:
         self._live = LiveRequests() if live is None else live
         self._router: ASGIApp = Router(routes, redirect_slashes=False, default=self._unknown)
         self._submissions: dict[str, Submission | BatchSubmission] = {}
-        gate = asyncio.Semaphore(BATCHES_AT_ONCE)
+        gate = batch_gate()
         for service in controller.manifest.services:
             for endpoint in service.endpoints:
                 path = f"/v1/{service.name}/{endpoint.name}"

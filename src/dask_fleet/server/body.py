@@ -6,18 +6,17 @@ Their time is the connection's affair (`deadlines`): a body that comes too late 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any, Self, TypeVar
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, TypeVar
 
-from dask_fleet.model.errors import BadRequest, BodyTooLarge, CapacityError, UnsupportedMediaType
+from dask_fleet.model.errors import BadRequest, BodyTooLarge, UnsupportedMediaType
+from dask_fleet.server.body_budget import SMALL_BODY_BYTES, BodyBudget, Reservation
+from dask_fleet.server.fair_gate import FairGate
 
 T = TypeVar("T")
 
 MAX_BODY_BYTES = 1 << 20
 _PIECE_BYTES = 32 << 10
-SMALL_BODY_BYTES = 64 << 10
-"""Up to here a body needs no share of `LARGE_BODIES`, and is decoded on the event loop: in 5 ms at the worst."""
 BY_RATE = "dask_fleet.body_by_rate"
 """A route that sets this in its scope takes a body for as long as it comes at a minimum rate, and not for 30 s."""
 
@@ -31,58 +30,13 @@ class ClientDisconnectedError(Exception):
     """The client went away before its body was complete, or was sent away: nobody is left to answer."""
 
 
-class BodyBudget:
-    """How many bytes of large bodies may be in memory at a time. Each waits for its whole share, in the order of coming."""
-
-    def __init__(self, total_bytes: int, *, patience_s: float = 10.0) -> None:
-        self._total = self._free = total_bytes
-        self._patience_s = patience_s
-        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
-
-    async def take(self, wanted: int) -> int:
-        """Take a share (of all there is, at most) and return its size, for `give_back`.
-
-        Raises
-        ------
-        CapacityError
-            If none became free in time.
-        """
-        share = min(wanted, self._total)
-        if not self._queue and share <= self._free:
-            self._free -= share
-            return share
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append((share, turn))
-        try:
-            async with asyncio.timeout(self._patience_s):
-                await turn
-        except BaseException as exc:
-            if turn.done() and not turn.cancelled():
-                self.give_back(share)  # it came in the very moment of giving up
-            else:
-                self._queue.remove((share, turn))
-                self.give_back(0)  # whoever stood behind may fit
-            if isinstance(exc, TimeoutError):
-                raise CapacityError("too many large bodies are on their way; send this one again", retry_after_s=1) from None
-            raise
-        return share
-
-    def give_back(self, share: int) -> None:
-        """Give a share back."""
-        self._free += share
-        while self._queue and self._queue[0][0] <= self._free:
-            wanted, turn = self._queue.popleft()
-            if not turn.done():
-                self._free -= wanted
-                turn.set_result(None)
-
-
 LARGE_BODIES = BodyBudget(16 << 20)
-_DECODING = BodyBudget(1, patience_s=30.0)
+"""Of singles and batches; and one body more, of whatever size is taken (`shares`)."""
+_DECODING = FairGate(1, per_user=1, patience_s=30.0, refusal="too many large bodies are being decoded: send this one again")
 """The one place for decoding large bodies: a second thread would only make two of them wait for the interpreter."""
 
 
-async def decoded(body: bytes, decode: Callable[[bytes], T]) -> T:
+async def decoded(body: bytes, decode: Callable[[bytes], T], user: Hashable = None) -> T:
     """Return ``decode(body)``; what is large is decoded in a thread, so that the event loop has its turns meanwhile.
 
     A megabyte made for it (75,000 names in one object, 70,000 floats) takes 70 ms.
@@ -94,11 +48,8 @@ async def decoded(body: bytes, decode: Callable[[bytes], T]) -> T:
     """
     if len(body) <= SMALL_BODY_BYTES:
         return decode(body)
-    turn = await _DECODING.take(1)
-    try:
+    async with _DECODING.place(user):
         return await asyncio.to_thread(decode, body)
-    finally:
-        _DECODING.give_back(turn)
 
 
 async def read_decoded(
@@ -108,11 +59,12 @@ async def read_decoded(
     *,
     limit: int = MAX_BODY_BYTES,
     media_types: frozenset[bytes] = _JSON_ONLY,
+    user: Hashable = None,
     budget: BodyBudget = LARGE_BODIES,
 ) -> T:
     """Return what `decode` makes of the whole body of a request, which may be empty.
 
-    A large body has its share of the budget until it is decoded. `decode` may run in a thread.
+    A large body has its share of the budget, on the account of `user`, until it is decoded. `decode` may run in a thread.
 
     Raises
     ------
@@ -123,41 +75,46 @@ async def read_decoded(
     BadRequest
         If ``Content-Length`` is malformed.
     CapacityError
-        If it is large and there are too many others.
+        If it is large and there are too many others, or it comes too slowly while others wait.
     ClientDisconnectedError
         If the client went away, or its body did not come in time.
     Exception
         What `decode` raises.
     """
-    content_type: bytes | None = None
-    expected = limit
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            if not value.isdigit():
-                raise BadRequest("the Content-Length header is malformed")
-            # The number of digits first: a number of a million digits is not worth converting.
-            if len(value) > 15 or int(value) > limit:
-                raise _too_large(limit)
-            expected = int(value)
-        elif name == b"content-type":
-            content_type = value
-        elif name == b"content-encoding" and value.strip().lower() not in {b"", b"identity"}:
-            raise UnsupportedMediaType("send the body unencoded: compressed request bodies are not taken")
+    content_type = _check_head(scope, limit)
     message = await receive()
     if message["type"] == "http.disconnect":
         raise ClientDisconnectedError
+    body: bytes = message.get("body", b"")
     if message.get("more_body", False):
-        pieces = [bytearray(message.get("body", b""))]
-        del message  # whoever waits for a share holds what has come of it once, not twice
-        async with _Share(budget, expected) as share:
-            body = await _collect(receive, pieces, limit, share)
+        pieces = [bytearray(body)]
+        del message, body  # whoever waits for a share holds what has come of it once, not twice
+        async with budget.reserve(user) as place:
+            body = await _collect(receive, pieces, limit, place)
             _check_type(body, content_type, media_types)
-            return await decoded(body, decode)
-    body = message.get("body", b"")
+            return await decoded(body, decode, user)
     if len(body) > limit:
         raise _too_large(limit)
     _check_type(body, content_type, media_types)
-    return await decoded(body, decode) if len(body) > SMALL_BODY_BYTES else decode(body)
+    return await decoded(body, decode, user) if len(body) > SMALL_BODY_BYTES else decode(body)
+
+
+async def read_into(
+    place: Reservation,
+    scope: Any,
+    receive: Callable[[], Awaitable[Any]],
+    *,
+    limit: int = MAX_BODY_BYTES,
+    media_types: frozenset[bytes] = _JSON_ONLY,
+) -> bytes:
+    """Return the whole body of a request, whose share of the budget the caller keeps for as long as it needs the body.
+
+    Raises what `read_decoded` does.
+    """
+    content_type = _check_head(scope, limit)
+    body = await _collect(receive, [bytearray()], limit, place)
+    _check_type(body, content_type, media_types)
+    return body
 
 
 async def read_body(
@@ -166,14 +123,32 @@ async def read_body(
     *,
     limit: int = MAX_BODY_BYTES,
     media_types: frozenset[bytes] = _JSON_ONLY,
+    user: Hashable = None,
     budget: BodyBudget = LARGE_BODIES,
 ) -> bytes:
     """Return the whole body of a request, as it is. Raises what `read_decoded` does."""
-    return await read_decoded(scope, receive, _as_it_is, limit=limit, media_types=media_types, budget=budget)
+    return await read_decoded(scope, receive, _as_it_is, limit=limit, media_types=media_types, user=user, budget=budget)
 
 
 def _as_it_is(body: bytes) -> bytes:
     return body
+
+
+def _check_head(scope: Any, limit: int) -> bytes | None:
+    """Refuse what can be refused before anything is read; return the content type."""
+    content_type: bytes | None = None
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            if not value.isdigit():
+                raise BadRequest("the Content-Length header is malformed")
+            # The number of digits first: a number of a million digits is not worth converting.
+            if len(value) > 15 or int(value) > limit:
+                raise _too_large(limit)
+        elif name == b"content-type":
+            content_type = value
+        elif name == b"content-encoding" and value.strip().lower() not in {b"", b"identity"}:
+            raise UnsupportedMediaType("send the body unencoded: compressed request bodies are not taken")
+    return content_type
 
 
 def _check_type(body: bytes, content_type: bytes | None, media_types: frozenset[bytes]) -> None:
@@ -182,27 +157,7 @@ def _check_type(body: bytes, content_type: bytes | None, media_types: frozenset[
         raise UnsupportedMediaType(f"send the parameters as JSON with the header {named}")
 
 
-class _Share:
-    """A body's part of the budget, taken when it is found to be large and given back whatever happens."""
-
-    def __init__(self, budget: BodyBudget, expected: int) -> None:
-        self._budget = budget
-        self._expected = expected
-        self._taken = 0
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._taken:
-            self._budget.give_back(self._taken)
-
-    async def cover(self, size: int) -> None:
-        if size > SMALL_BODY_BYTES and not self._taken:
-            self._taken = await self._budget.take(max(size, self._expected))
-
-
-async def _collect(receive: Callable[[], Awaitable[Any]], pieces: list[bytearray], limit: int, share: _Share) -> bytes:
+async def _collect(receive: Callable[[], Awaitable[Any]], pieces: list[bytearray], limit: int, place: Reservation) -> bytes:
     """Return the whole body.
 
     In pieces until then: many bodies that grow side by side, each in one piece, would leave gaps in the heap. Of some size:
@@ -212,7 +167,7 @@ async def _collect(receive: Callable[[], Awaitable[Any]], pieces: list[bytearray
     while more:
         if size > limit:
             raise _too_large(limit)
-        await share.cover(size)
+        await place.cover(size)
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnectedError
@@ -226,6 +181,8 @@ async def _collect(receive: Callable[[], Awaitable[Any]], pieces: list[bytearray
         del message, piece
     if size > limit:
         raise _too_large(limit)
+    await place.cover(size)
+    place.complete()
     return b"".join(pieces)
 
 

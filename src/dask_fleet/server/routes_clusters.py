@@ -17,7 +17,8 @@ from dask_fleet.model.cluster_states import ClusterState
 from dask_fleet.model.clusters import ClusterAccess, ClusterRecord
 from dask_fleet.model.errors import BadRequest, ClusterFailed, Conflict, Forbidden, NotFound
 from dask_fleet.server.auth import Principal, Scope, principal_of, require
-from dask_fleet.server.body import SMALL_BODY_BYTES, read_body
+from dask_fleet.server.body import read_body
+from dask_fleet.server.body_budget import SMALL_BODY_BYTES
 from dask_fleet.server.cluster_body import ClusterRequest, parse_create, parse_csr, parse_scale
 from dask_fleet.server.cluster_documents import cluster_document, cluster_event_document
 from dask_fleet.server.dask_versions import refuse_mismatch, versions_here

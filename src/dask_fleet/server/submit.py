@@ -46,7 +46,7 @@ class Submission:
         require(principal, Scope.SUBMIT)
         headers: Headers = scope["headers"]
         options = parse_options(headers, scope["query_string"], now_us=self._controller.clock.now_us())
-        params = await read_decoded(scope, receive, self.validator.canonical)
+        params = await read_decoded(scope, receive, self.validator.canonical, user=(principal.tenant, principal.user))
         name = self.name_of(params, principal, options.idempotency_key)
         if not options.refresh and options.idempotency_key is None and not options.tags:
             entry = self._controller.cached(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,7 +13,8 @@ from dask_fleet.model.errors import BodyTooLarge, CapacityError, FleetError
 from dask_fleet.model.jobs import Accepted, JobRecord, NewRun
 from dask_fleet.server.auth import Principal, Scope, require
 from dask_fleet.server.batch_body import MAX_BATCH_BYTES, elements_of, lines_of
-from dask_fleet.server.body import JSON, MAX_BODY_BYTES, NDJSON, base_type, decoded, read_body
+from dask_fleet.server.body import JSON, LARGE_BODIES, MAX_BODY_BYTES, NDJSON, base_type, decoded, read_into
+from dask_fleet.server.fair_gate import FairGate
 from dask_fleet.server.options import CallOptions, Headers, parse_options
 from dask_fleet.server.pacing import Pacer
 from dask_fleet.server.problems import encode_problem, problem_document
@@ -22,7 +22,8 @@ from dask_fleet.server.submit import Submission
 
 BATCH_SUFFIX = ":batch"
 BATCHES_AT_ONCE = 4
-"""Batches read and accepted at the same time: bounds what their bodies take of memory. The next ones wait in line."""
+"""Batches accepted at the same time, once their bodies are here. The next ones wait in line, user by user."""
+BATCHES_OF_A_USER = 2
 SETS_A_TRANSACTION = 200
 """What another caller's write waits for. Five hundred, the ledger's most, made it wait three times as long and the batch no
 faster; one hundred took a third more processor time in commits."""
@@ -56,10 +57,10 @@ class BatchSubmission:
     single
         The same endpoint for one call: its validator, its names.
     gate
-        Shared by all endpoints of a server, with `BATCHES_AT_ONCE` places.
+        Shared by all endpoints of a server (`batch_gate`).
     """
 
-    def __init__(self, controller: Controller, single: Submission, gate: asyncio.Semaphore) -> None:
+    def __init__(self, controller: Controller, single: Submission, gate: FairGate) -> None:
         self._controller = controller
         self._single = single
         self._gate = gate
@@ -80,20 +81,26 @@ class BatchSubmission:
         require(principal, Scope.SUBMIT)
         headers: Headers = scope["headers"]
         options = parse_options(headers, scope["query_string"], now_us=self._controller.clock.now_us())
-        try:
-            async with asyncio.timeout(GATE_TIMEOUT_S):
-                await self._gate.acquire()
-        except TimeoutError:
-            raise CapacityError("other batches are being accepted; send this one again", retry_after_s=5) from None
-        try:
-            pacer = Pacer()
-            body = await read_body(scope, receive, limit=MAX_BATCH_BYTES, media_types=_MEDIA_TYPES)
-            is_array = base_type(next((value for name, value in headers if name == b"content-type"), None)) == JSON
-            texts = await elements_of(body, pacer) if is_array else lines_of(body)
-            del body
-            return await _Batch(self._controller, self._single, principal, options, pacer).answer(texts)
-        finally:
-            self._gate.release()
+        user = (principal.tenant, principal.user)
+        # The body first: whoever is slow to send one keeps nobody from the gate. It has its share of memory until the end.
+        async with LARGE_BODIES.reserve(user) as place:
+            body = await read_into(place, scope, receive, limit=MAX_BATCH_BYTES, media_types=_MEDIA_TYPES)
+            async with self._gate.place(user):
+                pacer = Pacer()
+                is_array = base_type(next((value for name, value in headers if name == b"content-type"), None)) == JSON
+                texts = await elements_of(body, pacer) if is_array else lines_of(body)
+                del body
+                return await _Batch(self._controller, self._single, principal, options, pacer).answer(texts)
+
+
+def batch_gate() -> FairGate:
+    """Return the gate for the batches of a server: `BATCHES_AT_ONCE` places, at most `BATCHES_OF_A_USER` for each user."""
+    return FairGate(
+        BATCHES_AT_ONCE,
+        per_user=BATCHES_OF_A_USER,
+        patience_s=GATE_TIMEOUT_S,
+        refusal="other batches are being accepted: send this one again",
+    )
 
 
 class _Batch:
@@ -105,6 +112,7 @@ class _Batch:
         self._controller = controller
         self._single = single
         self._principal = principal
+        self._user = (principal.tenant, principal.user)
         self._options = options
         self._pacer = pacer
         self._cacheable = not options.refresh and options.idempotency_key is None and not options.tags
@@ -134,7 +142,7 @@ class _Batch:
         try:
             if len(text) > MAX_BODY_BYTES:
                 raise BodyTooLarge(f"the parameter set is larger than {MAX_BODY_BYTES} bytes", limit=MAX_BODY_BYTES)
-            params = await decoded(text, self._single.validator.canonical)
+            params = await decoded(text, self._single.validator.canonical, self._user)
         except FleetError as exc:
             self._refuse(index, exc)
             return

@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 
-from dask_fleet.model.errors import BadRequest, BodyTooLarge, CapacityError, UnsupportedMediaType
+from dask_fleet.model.errors import BadRequest, BodyTooLarge, UnsupportedMediaType
 from dask_fleet.server.body import (
     MAX_BODY_BYTES,
-    SMALL_BODY_BYTES,
-    BodyBudget,
     ClientDisconnectedError,
     read_body,
     read_decoded,
 )
+from dask_fleet.server.body_budget import SMALL_BODY_BYTES, BodyBudget
 
 JSON = (b"content-type", b"application/json")
 
@@ -152,65 +151,6 @@ def test_a_client_that_leaves_is_not_a_body() -> None:
             read(Client(*pieces, then={"type": "http.disconnect"}), JSON)
 
 
-def test_large_bodies_share_a_budget_and_give_it_back() -> None:
-    async def main() -> None:
-        budget = BodyBudget(250_000, patience_s=5)
-        large = b"x" * 100_000
-        gate = asyncio.Event()
-
-        class Slow(Client):
-            async def __call__(self) -> dict[str, Any]:
-                if self.asked:
-                    await gate.wait()
-                return await super().__call__()
-
-        def start(client: Client, *headers: tuple[bytes, bytes]) -> asyncio.Task[bytes]:
-            scope = {"headers": [JSON, *headers]}
-            return asyncio.create_task(read_body(scope, client, budget=budget))
-
-        length = (b"content-length", b"200000")
-        first, second = start(Slow(large, large), length), start(Slow(large, large), length)
-        small = start(Client(b"{", b"}"))
-        assert await small == b"{}"
-        assert not second.done()
-        gate.set()
-        assert (await first, await second) == (2 * large, 2 * large)
-        gone = start(Client(large, then={"type": "http.disconnect"}), length)
-        with pytest.raises(ClientDisconnectedError):
-            await gone
-        assert await budget.take(10**9) == 250_000  # all of it came back
-
-    asyncio.run(main())
-
-
-def test_a_large_body_without_a_share_is_asked_to_come_again() -> None:
-    async def main() -> None:
-        budget = BodyBudget(100_000, patience_s=0.01)
-        share = await budget.take(60_000)
-        with pytest.raises(CapacityError):
-            await budget.take(60_000)
-        budget.give_back(share)
-        assert await budget.take(60_000) == 60_000
-
-    asyncio.run(main())
-
-
-def test_whoever_gives_up_lets_those_behind_pass() -> None:
-    async def main() -> None:
-        budget = BodyBudget(100, patience_s=60)
-        await budget.take(60)
-        big = asyncio.create_task(budget.take(100))
-        await asyncio.sleep(0)
-        little = asyncio.create_task(budget.take(40))
-        await asyncio.sleep(0)
-        assert not little.done()
-        big.cancel()
-        assert await little == 40
-        assert big.cancelled()
-
-    asyncio.run(main())
-
-
 def test_a_large_body_is_decoded_beside_the_loop_and_keeps_its_share_until_then() -> None:
     """The loop has its turns while a megabyte is decoded; a small body is not worth the way to a thread."""
     threads: list[int] = []
@@ -230,11 +170,11 @@ def test_a_large_body_is_decoded_beside_the_loop_and_keeps_its_share_until_then(
         task = asyncio.create_task(read_decoded(scope, large, decode, budget=budget))
         while not threads:  # noqa: ASYNC110 - another thread changes it
             await asyncio.sleep(0.001)
-        assert budget._free < 1 << 20
+        assert budget.figures()["large_body_bytes"] == 3 * SMALL_BODY_BYTES
         assert await read_decoded(scope, Client(b"{}"), decode) == 2
         free.set()
         assert await task == 3 * SMALL_BODY_BYTES
-        assert budget._free == 1 << 20
+        assert budget.figures()["large_body_bytes"] == 0
 
     asyncio.run(main())
     assert threads[0] != threads[1] == threading.get_ident()

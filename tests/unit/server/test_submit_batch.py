@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 
@@ -296,28 +297,34 @@ def test_methods_and_scopes() -> None:
     run(main())
 
 
-def test_batches_beyond_the_gate_wait_in_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_beyond_the_gate_wait_in_line() -> None:
     async def main() -> None:
         async with Rig() as rig:
-            slow = [
-                Exchange(rig.app, "POST", BATCH, body=[b"["], headers=[
-                    ("authorization", f"Bearer {rig.token}"), ("content-type", "application/json"),
-                    ("host", "127.0.0.1:8000")])
-                for _ in range(submit_batch.BATCHES_AT_ONCE)
-            ]
-            for exchange in slow:  # their bodies never end
-                exchange._messages.get_nowait()
-                await exchange.__aenter__()
-            await until(lambda: all(exchange.received for exchange in slow))
-            monkeypatch.setattr(submit_batch, "GATE_TIMEOUT_S", 0.01)
-            answer = await rig.http.post(BATCH, json=[{"n": 1}])
-            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-            monkeypatch.setattr(submit_batch, "GATE_TIMEOUT_S", 30.0)
-            waiting = asyncio.create_task(rig.http.post(BATCH, json=[{"n": 1}]))
-            await until(lambda: rig.app._submissions[BATCH]._gate._waiters)
-            await slow[0].__aexit__()
+            gate = rig.app._submissions[BATCH]._gate
+            async with contextlib.AsyncExitStack() as full:
+                for number in range(submit_batch.BATCHES_AT_ONCE):
+                    await full.enter_async_context(gate.place(number))
+                gate.patience_s = 0.01
+                answer = await rig.http.post(BATCH, json=[{"n": 1}])
+                assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+                gate.patience_s = 30.0
+                waiting = asyncio.create_task(rig.http.post(BATCH, json=[{"n": 1}]))
+                await until(gate.waiting)
             assert (await waiting).status_code == 202
-            for exchange in slow[1:]:
-                await exchange.__aexit__()
+
+    run(main())
+
+
+def test_a_batch_whose_body_does_not_come_keeps_nobody_from_the_gate() -> None:
+    async def main() -> None:
+        async with Rig() as rig, contextlib.AsyncExitStack() as stack:
+            for _ in range(2 * submit_batch.BATCHES_AT_ONCE):
+                exchange = Exchange(rig.app, "POST", BATCH, body=[b"["], headers=[
+                    ("authorization", f"Bearer {rig.token}"), ("content-type", "application/json"),
+                    ("host", "127.0.0.1:8000")])  # fmt: skip
+                exchange._messages.get_nowait()
+                await stack.enter_async_context(exchange)
+                await until(lambda exchange=exchange: exchange.received)
+            await post(rig, [{"n": 1}])
 
     run(main())
