@@ -9,20 +9,19 @@ import functools
 import threading
 import weakref
 from collections.abc import Generator, Iterable, Mapping
-from html import escape
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
-from urllib.parse import urlsplit
 
 from distributed.core import Status, rpc
-from distributed.utils import Log, Logs, format_dashboard_link
+from distributed.utils import NoOpAwaitable
 
 from dask_fleet.client import cluster_clients, cluster_watch, embedded
+from dask_fleet.client.cluster_questions import Questions
 from dask_fleet.client.cluster_request import Duration, request_body
 from dask_fleet.client.cluster_security import ClusterSecurity
-from dask_fleet.client.cluster_size import SizedCluster
-from dask_fleet.client.cluster_taking import ENDED, POLL_S, TELL_AFTER_S, Taken
+from dask_fleet.client.cluster_shown import ShownCluster
+from dask_fleet.client.cluster_taking import ENDED, POLL_S, TELL_AFTER_S, GivenUp, Taken
 from dask_fleet.client.control import in_thread
 from dask_fleet.config import Secret, load_client_here
 from dask_fleet.model.clusters import DEFAULT_IDLE_TIMEOUT_S
@@ -35,7 +34,7 @@ _LOOK_S = 0.05
 _FIRST_LOOK_S = 5.0
 
 
-class FleetCluster(SizedCluster):
+class FleetCluster(ShownCluster):
     """A Dask cluster taken from a fleet, usually within a fraction of a second.
 
     Without a server configured it runs on an embedded fleet: a process of its own on this machine, which ends with this one.
@@ -73,7 +72,7 @@ class FleetCluster(SizedCluster):
         Whether its workers join warm processes that the tenant's jobs and other shared clusters use as well, instead of
         fresh ones. There is less to start, but process state is everybody's: modules, environment, ``dask.config``.
     shutdown_on_close
-        Whether it ends with this object. If not, find it again with `from_name`.
+        Whether it ends with this object. If not, find it again with `from_name`. It can be changed later.
     timeout
         How long to wait until it runs; ``None`` for ever. What it waits for is printed.
     quiet
@@ -166,12 +165,12 @@ class FleetCluster(SizedCluster):
             shutdown_on_close=shutdown_on_close,
         )
         self._taken = Taken(None if on_embedded else found.settings, body, join=_join)
+        self._taken.shutdown_on_close = shutdown_on_close
         self._timeout_s = None if timeout is None else parse_duration_s(timeout)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._leaving = set()
         self._release: weakref.finalize[Any, Any] | None = None
         self.security: Any = None
-        self.shutdown_on_close = shutdown_on_close
         self._info: Any = {"workers": {}}
         self._info_is_there = threading.Event()
         self._first_look_s = _FIRST_LOOK_S
@@ -179,6 +178,7 @@ class FleetCluster(SizedCluster):
         """Somebody asks what the scheduler tells: do not wait with following it."""
         self.is_lost = False
         """Its scheduler does not answer, and no other one has been found yet."""
+        self.questions = Questions()
         self._asynchronous = asynchronous
         super().__init__(asynchronous=asynchronous, loop=loop, quiet=quiet, name=name or _join or "")
         if not asynchronous:
@@ -248,6 +248,8 @@ class FleetCluster(SizedCluster):
         """Begin to use the cluster, on the loop."""
         taken, document = self._taken, self._taken.document
         assert taken.key is not None
+        if self.status not in (Status.created, Status.starting):
+            raise GivenUp("the cluster was closed before it ran")
         self.name = document["name"]
         self.security = ClusterSecurity(taken.key, ca=document["ca"], certificate=document["certificate"])
         self._connect(document["address"])
@@ -257,7 +259,7 @@ class FleetCluster(SizedCluster):
         if document["workers"] < document["n_workers"]:
             tasks.append(self._spawn(_tell_of_workers(me), "workers"))
         self._instances.add(self)
-        self._release = weakref.finalize(self, _forgotten, taken, self.loop, tasks, close=self.shutdown_on_close)
+        self._release = weakref.finalize(self, _forgotten, taken, self.loop, tasks)
         self._release.atexit = False  # `_close_all` does it in good order
 
     def _connect(self, address: str) -> None:
@@ -268,12 +270,26 @@ class FleetCluster(SizedCluster):
     def _give_up(self) -> None:
         """Let nothing run of a cluster that we do not get. Blocks for some seconds at most."""
         self.status = Status.closed
+        if self._release is not None:
+            self._release.detach()
         with contextlib.suppress(RuntimeError):
             self._loop_runner.stop()
         self._taken.give_back()
 
+    @property
+    def shutdown_on_close(self) -> bool:
+        """Whether it ends with this object."""
+        return self._taken.shutdown_on_close
+
+    @shutdown_on_close.setter
+    def shutdown_on_close(self, wanted: bool) -> None:
+        self._taken.shutdown_on_close = bool(wanted)
+
     async def _close(self) -> None:
         if self.status == Status.closed:
+            return
+        if not self._taken.is_of_this_process:
+            self.status = Status.closed  # a forked child's copy: neither the cluster nor its connections are the child's
             return
         was = self.status
         self.status = Status.closing
@@ -282,6 +298,7 @@ class FleetCluster(SizedCluster):
             self._release.detach()
         with contextlib.suppress(AttributeError):
             self._adaptive.stop()
+        self.questions.drop()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -291,7 +308,9 @@ class FleetCluster(SizedCluster):
         for callback in self.periodic_callbacks.values():
             callback.stop()
         try:
-            if self.shutdown_on_close and was != Status.created:
+            if was in (Status.created, Status.starting):
+                await in_thread(self._taken.give_back)
+            elif self.shutdown_on_close:
                 await in_thread(self._taken.close)
         finally:
             self._taken.let_go()
@@ -299,6 +318,9 @@ class FleetCluster(SizedCluster):
 
     def close(self, timeout: float | None = None) -> Any:
         """Close it, or, without `shutdown_on_close`, leave it to itself. Twice is harmless."""
+        if not self._taken.is_of_this_process:
+            self.status = Status.closed
+            return NoOpAwaitable() if self._asynchronous else None
         closing = super().close(timeout)
         if not self._asynchronous and not self.asynchronous:
             self._loop_runner.stop()
@@ -318,6 +340,7 @@ class FleetCluster(SizedCluster):
             self._release.detach()
         with contextlib.suppress(AttributeError):
             self._adaptive.stop()
+        self.questions.drop()
         self.status = Status.closed
         for callback in self.periodic_callbacks.values():
             callback.stop()
@@ -366,56 +389,42 @@ class FleetCluster(SizedCluster):
         self._info_is_there.set()
         self._first_look_s = _FIRST_LOOK_S
 
-    @property
-    def cluster_id(self) -> str:
-        """The server's id of it."""
-        return str(self._document.get("cluster_id", ""))
-
-    @property
-    def dashboard_link(self) -> str:
-        """Address of the dashboard: on the loopback of the scheduler's host. Empty if it has none."""
-        parts = urlsplit(self._document.get("dashboard") or "")
-        return str(format_dashboard_link(parts.hostname, parts.port)) if parts.hostname else ""
-
-    async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Logs:  # noqa: FBT001, FBT002
-        logs = await super()._get_logs(cluster=cluster, scheduler=scheduler, workers=workers)
-        if cluster:
-            story = await in_thread(self._taken.story)
-            lines = [f"{event['at']} {event['kind']} {_fields(event['data'])}".rstrip() for event in story]
-            logs["Cluster"] = Log("\n".join([*lines, *(line for line in [str(logs["Cluster"])] if line)]))
-        return logs
-
-    def __repr__(self) -> str:
-        document = self._document
-        if self.status == Status.closed and document:
-            return f"FleetCluster({self.name!r}, closed)"
-        if not document:
-            return str(super().__repr__())
-        there = len(self.observed) if self.followed else document["workers"]
-        wanted = f", wanted={self.n_workers}" if there < self.n_workers else ""
-        threads = there * document["threads_per_worker"]
-        return f"FleetCluster({self.name!r}, {self.scheduler_address!r}, workers={there}{wanted}, threads={threads})"
-
-    def _repr_html_(self, cluster_status: str | None = None) -> str:
-        if self.status == Status.closed and self._document:
-            return f"<p>FleetCluster <b>{escape(self.name)}</b> is closed.</p>"
-        return str(super()._repr_html_(cluster_status))
-
     def sync(self, func: Any, *args: Any, **options: Any) -> Any:
         """See ``distributed``.
 
         Raises
         ------
         RuntimeError
-            If the cluster is closed.
+            If the cluster is closed, or was taken by the process that this one was forked from.
         """
-        if self.status == Status.closed and self._document and not self.asynchronous and func != self._close:
+        if not self.asynchronous and self.status not in (Status.created, Status.starting) and func != self._close:
+            self._check_use()
+        return super().sync(func, *args, **options)
+
+    def _check_use(self) -> None:
+        if self.status in (Status.created, Status.starting) and self.scheduler_comm is None:
+            raise RuntimeError("the cluster is not started: await it, or use it in an async with statement")
+        if not self._taken.is_of_this_process:
+            raise RuntimeError(
+                f"cluster {self.name} was taken by the process that this one was forked from: join it by "
+                f"FleetCluster.from_name({self.name!r})"
+            )
+        if self.status == Status.closed and self._document:
             raise RuntimeError(
                 f"cluster {self.name} is closed: take another one, or FleetCluster.from_name({self.name!r}) if it lives on"
             )
-        return super().sync(func, *args, **options)
+
+    def __del__(self) -> None:
+        taken = getattr(self, "_taken", None)
+        if taken is not None and taken.is_of_this_process:
+            super().__del__()
 
     # ------------------------------------------------------------------ the background's steps
+
+    def lose_scheduler(self) -> None:
+        """Its scheduler does not answer: nobody is to wait for it."""
+        self.is_lost = True
+        self.questions.drop()
 
     async def renew(self) -> None:
         """Have the certificate signed again.
@@ -461,6 +470,7 @@ class FleetCluster(SizedCluster):
         self.scheduler_info = {"workers": {}}
         self._connect(self._document["address"])
         self.is_lost = False
+        self.questions.drop()  # whoever has asked the old one meanwhile
         await old.close_rpc()
         await cluster_clients.move_clients(self, self._document["address"])
         self._log(
@@ -496,16 +506,14 @@ async def _tell_of_workers(cluster_ref: weakref.ref[FleetCluster]) -> None:
             cluster._log(f"cluster {cluster.name} has {there} of {wanted} workers; it waits for {document['waiting_for']}")  # noqa: SLF001
 
 
-def _fields(data: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in data.items() if value not in (None, ""))
-
-
-def _forgotten(taken: Taken, loop: Any, tasks: list[asyncio.Task[Any]], *, close: bool) -> None:
+def _forgotten(taken: Taken, loop: Any, tasks: list[asyncio.Task[Any]]) -> None:
     """A cluster was forgotten without being closed."""
+    if not taken.is_of_this_process:
+        return  # a forked child forgets its copy
 
     def give_back() -> None:
         with contextlib.suppress(FleetError, OSError):
-            if close:
+            if taken.shutdown_on_close:
                 taken.close()
         taken.let_go()
 
@@ -518,7 +526,7 @@ def _forgotten(taken: Taken, loop: Any, tasks: list[asyncio.Task[Any]], *, close
 @atexit.register
 def _close_all() -> None:
     for cluster in list(FleetCluster._instances):  # noqa: SLF001
-        if cluster.status == Status.closed:
+        if cluster.status == Status.closed or not cluster._taken.is_of_this_process:  # noqa: SLF001
             continue
         with contextlib.suppress(Exception):
             if cluster._asynchronous:  # noqa: SLF001 - its loop has ended with its program

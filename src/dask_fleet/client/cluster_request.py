@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import operator
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
@@ -128,9 +130,46 @@ def whole(name: str, value: Any, low: int) -> int:
     ValueError
         If it is none.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)  # numpy's, too
+    except TypeError:
+        number = None
+    if number is None or number < low:
         raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
-    return value
+    return number
+
+
+def amount(name: str, value: Any) -> float:
+    """Return a finite number of at least 0.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    try:
+        number = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{name} must be a number of at least 0, not {value!r}")
+    return number
+
+
+def amount_bytes(name: str, value: Any) -> float:
+    """Return how many bytes all workers are to have together.
+
+    Raises
+    ------
+    ValueError
+        If it is no size.
+    """
+    if not isinstance(value, str):
+        return amount(name, value)
+    try:
+        return parse_bytes(value)
+    except ValueError as exc:
+        raise ValueError(f"{name} must be a size: {exc}") from None
 
 
 def memory_bytes(value: str | float | None, name: str = "memory_limit") -> int | None:
@@ -143,7 +182,7 @@ def memory_bytes(value: str | float | None, name: str = "memory_limit") -> int |
     """
     if value is None or value == "auto":
         return None
-    size = parse_bytes(int(value) if isinstance(value, float) else value)
+    size = parse_bytes(int(value) if isinstance(value, float) and math.isfinite(value) else value)
     if size < 1 << 20:
         raise ValueError(f"{name} must be at least 1 MiB, not {value!r}; leave it out for what the pool gives")
     return size

@@ -7,11 +7,12 @@ import math
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
+import dask.config
 from distributed.deploy.adaptive import Adaptive
 from distributed.deploy.cluster import Cluster
 
 from dask_fleet.client.adaptive import FleetAdaptive
-from dask_fleet.client.cluster_request import memory_bytes, whole
+from dask_fleet.client.cluster_request import amount, amount_bytes, whole
 from dask_fleet.client.cluster_taking import Taken
 from dask_fleet.client.control import in_thread
 
@@ -22,6 +23,10 @@ class SizedCluster(Cluster):  # type: ignore[misc]
     _taken: Taken
     _leaving: set[str]
     """Names of workers that were given back and are still there: they are not to be given back twice."""
+
+    def _check_use(self) -> None:
+        """Raise if the cluster is of no use any more."""
+        raise NotImplementedError
 
     def _spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         raise NotImplementedError
@@ -43,15 +48,18 @@ class SizedCluster(Cluster):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            If it is no whole number of at least 0, or the workers' memory is not known.
+            If they are no numbers of at least 0, or the workers' memory is not known.
+        RuntimeError
+            If the cluster is not started, or closed.
         QuotaExceeded, ClusterImpossible
             If there can never be so many.
         """
         wanted = 0 if n is None else whole("n", n, 0)
         if memory is not None:
-            wanted = max(wanted, math.ceil((memory_bytes(memory) or 0) / self._memory_per_worker()))
+            wanted = max(wanted, math.ceil(amount_bytes("memory", memory) / self._memory_per_worker()))
         if cores is not None:
-            wanted = max(wanted, math.ceil(cores / self._document["threads_per_worker"]))
+            wanted = max(wanted, math.ceil(amount("cores", cores) / self._threads_per_worker()))
+        self._check_use()
         if self.asynchronous:
             return self._spawn(self._scale(wanted), "scale")
         return self.sync(self._scale, wanted)
@@ -59,19 +67,52 @@ class SizedCluster(Cluster):  # type: ignore[misc]
     def adapt(
         self,
         Adaptive: type[Adaptive] = FleetAdaptive,  # noqa: N803 - as Dask calls it
-        minimum: int = 0,
-        maximum: float = math.inf,
-        minimum_cores: int | None = None,
-        maximum_cores: int | None = None,
+        minimum: int | None = 0,
+        maximum: float | None = math.inf,
+        minimum_cores: float | None = None,
+        maximum_cores: float | None = None,
+        minimum_memory: str | float | None = None,
+        maximum_memory: str | float | None = None,
         **options: Any,
     ) -> Any:
-        """Let the number of workers follow the load; see ``distributed.Adaptive``."""
-        threads = self._document["threads_per_worker"]
+        """Let the number of workers follow the load; see ``distributed.Adaptive``.
+
+        Parameters
+        ----------
+        minimum, maximum
+            Workers; ``None`` for what Dask's configuration says.
+        minimum_cores, maximum_cores, minimum_memory, maximum_memory
+            Or as many workers as have so much together.
+        options
+            Of ``distributed.Adaptive``: ``interval``, ``wait_count``, ``target_duration``.
+
+        Raises
+        ------
+        ValueError
+            If they are no numbers of at least 0, `maximum` is less than `minimum`, or the workers' memory is not known.
+        RuntimeError
+            If the cluster is not started, or closed.
+        """
+        low, high = (
+            dask.config.get(f"distributed.adaptive.{name}") if given is None else given
+            for name, given in (("minimum", minimum), ("maximum", maximum))
+        )
+        low = whole("minimum", low, 0)
+        if not (isinstance(high, float) and high == math.inf):
+            high = whole("maximum", high, 0)
+        threads = self._threads_per_worker()
         if minimum_cores is not None:
-            minimum = max(minimum, math.ceil(minimum_cores / threads))
+            low = max(low, math.ceil(amount("minimum_cores", minimum_cores) / threads))
         if maximum_cores is not None:
-            maximum = min(maximum, maximum_cores // threads)
-        return super().adapt(Adaptive=Adaptive, minimum=minimum, maximum=maximum, **options)
+            high = min(high, math.floor(amount("maximum_cores", maximum_cores) / threads))
+        if minimum_memory is not None:
+            low = max(low, math.ceil(amount_bytes("minimum_memory", minimum_memory) / self._memory_per_worker()))
+        if maximum_memory is not None:
+            high = min(high, math.floor(amount_bytes("maximum_memory", maximum_memory) / self._memory_per_worker()))
+        if high < low:
+            raise ValueError(f"maximum must be at least minimum: at most {high} workers and at least {low} cannot be")
+        self._check_use()
+        return super().adapt(Adaptive=Adaptive, minimum=low, maximum=high, **options)
 
     async def scale_down(self, workers: Iterable[Any]) -> None:
         """Give these workers back, by name; of those that are still to come (see `plan`), any."""
@@ -124,6 +165,9 @@ class SizedCluster(Cluster):  # type: ignore[misc]
 
     async def _scale(self, n: int, leave: Iterable[str] = ()) -> None:
         await in_thread(lambda: self._taken.scale(n, leave))
+
+    def _threads_per_worker(self) -> int:
+        return int(self._document.get("threads_per_worker") or self._taken.body.get("threads_per_worker") or 1)
 
     def _memory_per_worker(self) -> int:
         limit = self._document.get("memory_limit")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import threading
 import time
 import uuid
 import warnings
@@ -27,8 +29,16 @@ ABANDON_S = 5.0
 ENDED = frozenset({"closing", "closed", "failed"})
 
 
+class GivenUp(RuntimeError):
+    """Nobody wants the cluster any more that is being taken."""
+
+
 class Taken:
     """A cluster of a server, as its client knows it: asked for by `take`, given back by `give_back`.
+
+    Whoever waits for a `take` in a thread may give it up at any moment, and the thread goes on: so `give_back` undoes what
+    has been done by then, and `take` whatever it does afterwards. Of each thing that is had, the lock says which of them has
+    it to undo.
 
     Parameters
     ----------
@@ -50,7 +60,18 @@ class Taken:
         self._fleet: embedded.EmbeddedFleet | None = None
         self._request_key = uuid.uuid4().hex
         self._may_exist = False
+        self._lock = threading.Lock()
+        self._undoing = threading.Lock()
+        self._given_up = False
+        self._pid = os.getpid()
         self.key: ClusterKey | None = None
+        self.shutdown_on_close = False
+        """Whether it is to end with the object that took it."""
+
+    @property
+    def is_of_this_process(self) -> bool:
+        """Whether it was taken here, and not in a process that this one was forked from."""
+        return os.getpid() == self._pid
 
     def take(self, timeout_s: float | None, tell: Callable[[str], None]) -> None:
         """Ask for the cluster, and wait until it runs.
@@ -67,44 +88,37 @@ class Taken:
         FleetError
             What the server answered, `ClusterFailed` or `WaitTimeout`; see `FleetCluster`.
         """
-        if self._settings is None:
-            threads = self.body.get("threads_per_worker", 1)
-            self._fleet = embedded.take_fleet(max(1, self.body["n_workers"]) * threads)
-            self._settings = self._fleet.settings
-            if not self.body.get("shared"):
-                self.body.setdefault("memory_limit", embedded.memory_limit_bytes(threads))
-        self._link = link_to(self._settings)
-        self.key = ClusterKey()
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        if self._join is not None:
-            self.document = self._link.request("GET", f"/v1/clusters/{quote(self._join, safe='')}")
-        else:
-            first_s = TELL_AFTER_S if timeout_s is None else min(TELL_AFTER_S, math.ceil(timeout_s))
-            self._create(first_s)
-        self._wait_until_it_runs(deadline, tell)
-        if "certificate" not in self.document:
-            self.sign(joining=True)
-        if "versions" in self.document:
-            _warn_of_versions(self.document["versions"])
+        try:
+            self._take(timeout_s, tell)
+        finally:
+            if self._given_up:
+                self.give_back()
 
     def give_back(self) -> None:
-        """Let nothing run of what `take` has asked for, whether it has been answered or not. Does not raise."""
-        try:
-            if not self._may_exist:
-                return
-            if "cluster_id" not in self.document:  # the answer did not come: the same request finds what it has made
-                self.document = self.link.request(
-                    "POST",
-                    "/v1/clusters",
-                    self.body,
-                    headers={"Idempotency-Key": self._request_key},
-                    patience_s=ABANDON_S,
-                )
-            self.close()
-        except (FleetError, OSError):
-            return  # the server is away; what nobody uses is closed after the idle time-out
-        finally:
-            self.let_go()
+        """Let nothing run of what `take` has asked for, whether it has been answered or not. Does not raise.
+
+        A `take` that is under way in another thread ends with `GivenUp`, at its next step.
+        """
+        with self._lock:
+            self._given_up = True
+        with self._undoing:
+            try:
+                if not self._may_exist:
+                    return
+                if "cluster_id" not in self.document:  # the answer did not come: the same request finds what it has made
+                    self.document = self.link.request(
+                        "POST",
+                        "/v1/clusters",
+                        self.body,
+                        headers={"Idempotency-Key": self._request_key},
+                        patience_s=ABANDON_S,
+                    )
+                self.close()
+                self._may_exist = False
+            except (FleetError, OSError):
+                return  # the server is away; what nobody uses is closed after the idle time-out
+            finally:
+                self.let_go()
 
     # ------------------------------------------------------------------ once it is there
 
@@ -115,8 +129,10 @@ class Taken:
         Raises
         ------
         RuntimeError
-            If nothing was taken yet.
+            If nothing was taken yet, or by another process.
         """
+        if not self.is_of_this_process:
+            raise RuntimeError("the cluster was taken by the process that this one was forked from; join it by its name")
         if self._link is None:
             raise RuntimeError("the cluster is not started: await it, or use it in a with statement")
         return self._link
@@ -164,17 +180,55 @@ class Taken:
 
     def let_go(self) -> None:
         """Have no use for its server any more. Twice is harmless."""
-        fleet, self._fleet = self._fleet, None
+        with self._lock:
+            fleet, self._fleet = self._fleet, None
         if fleet is not None:
             fleet.let_go()
 
     # ------------------------------------------------------------------ steps
 
+    def _take(self, timeout_s: float | None, tell: Callable[[str], None]) -> None:
+        if self._settings is None:
+            self._settings = self._embedded()
+        link = self._link = link_to(self._settings)
+        self.key = ClusterKey()
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        if self._join is not None:
+            self.document = link.request("GET", f"/v1/clusters/{quote(self._join, safe='')}")
+        else:
+            first_s = TELL_AFTER_S if timeout_s is None else min(TELL_AFTER_S, math.ceil(timeout_s))
+            self._create(first_s)
+        self._wait_until_it_runs(deadline, tell)
+        if "certificate" not in self.document:
+            self.sign(joining=True)
+        self._still_wanted()
+        if "versions" in self.document:
+            _warn_of_versions(self.document["versions"])
+
+    def _embedded(self) -> Settings:
+        """Have an embedded fleet, and return where it is."""
+        self._still_wanted()
+        threads = self.body.get("threads_per_worker", 1)
+        fleet = embedded.take_fleet(max(1, self.body["n_workers"]) * threads)  # a cold one takes a second
+        with self._lock:
+            self._fleet = fleet
+        # From here on whoever gives up lets go of it, and twice is harmless.
+        self._still_wanted()
+        if not self.body.get("shared"):
+            self.body.setdefault("memory_limit", embedded.memory_limit_bytes(threads))
+        return fleet.settings
+
+    def _still_wanted(self) -> None:
+        if self._given_up:
+            raise GivenUp("the cluster was closed before it ran")
+
     def _create(self, wait_s: int) -> None:
         assert self.key is not None
-        self._may_exist = True
+        with self._lock:
+            self._still_wanted()
+            self._may_exist = True
         try:
-            self.document = self.link.request(
+            document = self.link.request(
                 "POST",
                 "/v1/clusters",
                 {**self.body, "csr": self.key.csr, "versions": versions_here()},
@@ -184,10 +238,12 @@ class Taken:
         except RequestError:
             self._may_exist = False  # it was refused: there is nothing to give back
             raise
+        self.document = document
 
     def _wait_until_it_runs(self, deadline: float | None, tell: Callable[[str], None]) -> None:
         told = ""
         while self.document["status"] != "running" or self._is_joining():
+            self._still_wanted()
             name = self.document["name"]
             if self.document["status"] in ENDED:
                 raise ClusterFailed(f"cluster {name} is {self.document['status']}: {self.why}")
@@ -199,7 +255,8 @@ class Taken:
             if wait_s <= 0:
                 if self.document["status"] == "running" and self.document["workers"]:
                     return  # of use as it is
-                raise WaitTimeout(f"cluster {name} does not run yet and is given back; it waits for {waiting_for}")
+                given_back = "" if self._join is not None else " and is given back"
+                raise WaitTimeout(f"cluster {name} does not run yet{given_back}; it waits for {waiting_for}")
             self.look(wait_s, workers=self._join is None, patience_s=30.0)
 
     def _is_joining(self) -> bool:

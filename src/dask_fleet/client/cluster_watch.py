@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ async def follow(cluster_ref: weakref.ref[FleetCluster]) -> None:
         cluster = cluster_ref()
         if cluster is None or cluster.status != Status.running:
             return
-        cluster.is_lost = True
+        cluster.lose_scheduler()
         moved = await cluster.relocate()
         del cluster
         if not moved:
@@ -69,7 +70,7 @@ async def follow(cluster_ref: weakref.ref[FleetCluster]) -> None:
 async def _subscribe(
     cluster_ref: weakref.ref[FleetCluster], address: str, arguments: dict[str, Any], connect_s: float
 ) -> None:
-    comm = await connect(address, timeout=connect_s, **arguments)
+    comm, pid = await connect(address, timeout=connect_s, **arguments), os.getpid()
     comm.name = "FleetCluster worker status"
     try:
         await comm.write({"op": "subscribe_worker_status"})
@@ -92,7 +93,8 @@ async def _subscribe(
     except TimeoutError as exc:
         raise OSError(f"{address} is silent") from exc
     finally:
-        comm.abort()
+        if os.getpid() == pid:  # to a forked child's copy of the loop the parent's connection would be lost
+            comm.abort()
 
 
 async def keep_certificate(cluster_ref: weakref.ref[FleetCluster]) -> None:

@@ -197,6 +197,16 @@ def _close_links() -> None:
         link.close()
 
 
+def _forget_links() -> None:
+    """In a forked child: the connections are its parent's, and a lock that was held meanwhile is never released there."""
+    global _links_lock
+    _links_lock = threading.Lock()
+    _links.clear()
+
+
+os.register_at_fork(after_in_child=_forget_links)
+
+
 async def in_thread(work: Callable[[], T], *, name: str = "dask-fleet request") -> T:
     """Run blocking `work` in a thread of its own, one that does not hold the interpreter's end up.
 

@@ -60,6 +60,7 @@ class EmbeddedFleet:
         self._pid = os.getpid()
         self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getuid()}-{self._pid}-"))
         self._clusters = 0
+        self._lock = threading.Lock()
         self._idle: threading.Timer | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self.settings = Settings()
@@ -116,18 +117,22 @@ class EmbeddedFleet:
 
     def use(self) -> None:
         """A cluster is taken from it."""
-        self._clusters += 1
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
+        with self._lock:
+            self._clusters += 1
+            if self._idle is not None:
+                self._idle.cancel()
+                self._idle = None
 
     def let_go(self) -> None:
         """A cluster of it is closed."""
-        self._clusters = max(0, self._clusters - 1)
-        if self._clusters == 0 and self.alive:
-            self._idle = threading.Timer(IDLE_S, _stop_if_idle, (self,))
-            self._idle.daemon = True
-            self._idle.start()
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            self._clusters = max(0, self._clusters - 1)
+            if self._clusters == 0 and self.alive:
+                self._idle = threading.Timer(IDLE_S, _stop_if_idle, (self,))
+                self._idle.daemon = True
+                self._idle.start()
 
     @property
     def is_idle(self) -> bool:
@@ -187,6 +192,16 @@ def stop_all() -> None:
 
 
 atexit.register(stop_all)
+
+
+def _begin_anew() -> None:
+    """In a forked child: the fleets are its parent's, and a lock that was held when it was made is never released there."""
+    global _lock
+    _lock = threading.RLock()
+    _fleets.clear()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _stop_if_idle(fleet: EmbeddedFleet) -> None:

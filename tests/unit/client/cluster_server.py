@@ -9,12 +9,15 @@ import logging
 import multiprocessing
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 TOKEN = "fleet_" + "x" * 43
+DEADLINE_S = 30.0
+PLAN: dict[str, Any] = {"hold": False, "workers": True, "lifetime_s": 86_400.0, "versions": {}, "refuse": None}
 
 
 class Authority:
@@ -116,7 +119,7 @@ class Clusters:
         self.dask: dict[str, _Dask] = {}
         self.authorities: dict[str, Authority] = {}
         self.requests: list[str] = []
-        self.plan: dict[str, Any] = {"hold": False, "workers": True, "lifetime_s": 86_400.0, "versions": {}, "refuse": None}
+        self.plan: dict[str, Any] = dict(PLAN)
 
     def on_loop(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
@@ -345,3 +348,13 @@ def standing_in() -> Iterator[Remote]:
         process.close()
 
 
+def until(condition: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + DEADLINE_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.02)
+    return found
+
+
+def status_of(server: Remote, name: str) -> Any:
+    return server.state()["clusters"][name]["status"]

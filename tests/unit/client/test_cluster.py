@@ -10,7 +10,6 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -18,7 +17,7 @@ import pytest
 from distributed import Client, wait
 from distributed.core import Status
 from distributed.versions import VersionMismatchWarning
-from tests.unit.client.cluster_server import Remote, standing_in
+from tests.unit.client.cluster_server import DEADLINE_S, Remote, status_of, until
 
 from dask_fleet import FleetCluster
 from dask_fleet.client import cluster as cluster_module
@@ -32,37 +31,6 @@ from dask_fleet.model.errors import (
     VersionMismatch,
     WaitTimeout,
 )
-
-DEADLINE_S = 30.0
-PLAN = {"hold": False, "workers": True, "lifetime_s": 86_400.0, "versions": {}, "refuse": None}
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Remote]:
-    with standing_in() as remote:
-        yield remote
-
-
-@pytest.fixture
-def server(running: Remote) -> Iterator[Remote]:
-    running.set(**PLAN)
-    yield running
-    running.set(**PLAN)
-    for name, known in running.state()["clusters"].items():
-        if known["status"] != "closed":
-            running.end(name, "the test is over")
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + DEADLINE_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.02)
-    return found
-
-
-def status_of(server: Remote, name: str) -> Any:
-    return server.state()["clusters"][name]["status"]
 
 
 def test_any_dask_program_runs_on_it_and_nothing_is_left(server: Remote) -> None:
@@ -294,8 +262,24 @@ def test_a_forgotten_one_is_closed(server: Remote) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         cluster = None
-        until(lambda: gc.collect() and known() is None, "nothing to hold the cluster")
+        until(lambda: gc.collect() >= 0 and known() is None, "nothing to hold the cluster")
     until(lambda: status_of(server, "forgotten") == "closed", "it to be closed")
+    runner.stop()
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_whether_it_ends_with_its_object_can_be_changed_later(server: Remote, stays: bool) -> None:
+    name = f"changed-{stays}"
+    cluster = FleetCluster(n_workers=0, name=name, shutdown_on_close=stays, **server.options)
+    cluster.shutdown_on_close = not stays
+    assert cluster.shutdown_on_close is not stays
+    runner, known = cluster._loop_runner, weakref.ref(cluster)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        cluster = None
+        until(lambda: gc.collect() >= 0 and known() is None, "nothing to hold the cluster")
+    until(lambda: not any(thread.name == "dask-fleet close" for thread in threading.enumerate()), "it to be let go")
+    assert status_of(server, name) == ("running" if stays else "closed")
     runner.stop()
 
 

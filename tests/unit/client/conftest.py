@@ -1,0 +1,24 @@
+"""One stand-in for the server's clusters, for all tests of a test process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tests.unit.client.cluster_server import PLAN, Remote, standing_in
+
+
+@pytest.fixture(scope="session")
+def running() -> Iterator[Remote]:
+    with standing_in() as remote:
+        yield remote
+
+
+@pytest.fixture
+def server(running: Remote) -> Iterator[Remote]:
+    running.set(**PLAN)
+    yield running
+    running.set(**PLAN)
+    for name, known in running.state()["clusters"].items():
+        if known["status"] != "closed":
+            running.end(name, "the test is over")
