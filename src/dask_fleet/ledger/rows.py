@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from dask_fleet.model.failure import Failure
+from dask_fleet.model.failure import Cause, Failure
 from dask_fleet.model.jobs import AttemptRecord, EventRecord, JobRecord, Policy, StoredResult, TokenRecord
 from dask_fleet.model.leases import AgentLease, LeaseState
 from dask_fleet.model.states import AttemptState, EventKind, OpenReason, RunState
@@ -29,7 +29,29 @@ _REASONS = {str(reason): reason for reason in OpenReason}
 _KINDS = {str(kind): kind for kind in EventKind}
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
-_failure_of = msgspec.json.Decoder(Failure).decode
+_CAUSES = {str(cause): cause for cause in Cause}
+_OLDER_WORD = {
+    Cause.MEMORY_LIMIT: Cause.WORKER_DIED,
+    Cause.STOPPED: Cause.WORKER_DIED,
+    Cause.CLUSTER_UNAVAILABLE: Cause.SERVICE_UNAVAILABLE,
+    Cause.CLUSTER_LOST: Cause.AGENT_LOST,
+}
+"""Causes that schema 1 did not know, and what is written for them: after a rollback the version before has to read these
+rows, and takes no word that it does not know. The exact one stands beside it."""
+
+
+class _StoredFailure(Failure, frozen=True, kw_only=True, omit_defaults=True):
+    """A failure whose cause has an older word, which stands in its place."""
+
+    exact: str
+
+
+class _Exact(msgspec.Struct, frozen=True):
+    exact: str = ""
+
+
+_older_failure_of = msgspec.json.Decoder(Failure).decode
+_exact_of = msgspec.json.Decoder(_Exact).decode
 _tags_of = msgspec.json.Decoder(tuple[str, ...]).decode
 _data_of = msgspec.json.Decoder(dict[str, object]).decode
 _scopes_of = msgspec.json.Decoder(frozenset[str]).decode
@@ -79,11 +101,21 @@ def tags_from(text: str | None) -> tuple[str, ...]:
 
 def failure_text(failure: Failure | None) -> str | None:
     """Return a failure as it is stored."""
-    return None if failure is None else to_json(failure)
+    if failure is None:
+        return None
+    older = _OLDER_WORD.get(failure.cause)
+    if older is None:
+        return to_json(failure)
+    return to_json(_StoredFailure(**{**msgspec.structs.asdict(failure), "cause": older, "exact": str(failure.cause)}))
 
 
-def _failure_from(text: str | None) -> Failure | None:
-    return None if text is None else _failure_of(text)
+def failure_from(text: str | None) -> Failure | None:
+    """Return a failure as it was stored, by whatever version: one whose exact cause is not known here has an older word."""
+    if text is None:
+        return None
+    failure = _older_failure_of(text)
+    exact = _CAUSES.get(_exact_of(text).exact)
+    return failure if exact is None else msgspec.structs.replace(failure, cause=exact)
 
 
 def job_from_row(row: Row, params: bytes | None = None) -> JobRecord:
@@ -95,7 +127,7 @@ def job_from_row(row: Row, params: bytes | None = None) -> JobRecord:
         agent=row[14], reason=_REASONS[row[15]], opened_by=row[16], opened_us=row[17], started_us=row[18],
         finished_us=row[19], not_before_us=row[20], priority=row[21], deadline_us=row[22], policy=_policy_of(row[23]),
         exceptions=row[24], faults=row[25], cancel_requested_by=row[26],
-        failure=None if row[27] is None else _failure_of(row[27]), result_run=row[28], result_expires_us=row[29],
+        failure=failure_from(row[27]), result_run=row[28], result_expires_us=row[29],
         deaths=row[30], memory_kills=row[31], losses=row[32], suspect=row[33] == 1,
     )
 
@@ -135,7 +167,7 @@ def row_of_attempt(seq: int, attempt: AttemptRecord) -> Row:
 def attempt_from_row(row: Row) -> AttemptRecord:
     """Return the record of a row of ``attempts``."""
     return AttemptRecord(run=row[0], attempt=row[1], state=_ATTEMPT_STATES[row[2]], agent=row[3], worker=row[4],
-                         started_us=row[5], finished_us=row[6], failure=_failure_from(row[7]))
+                         started_us=row[5], finished_us=row[6], failure=failure_from(row[7]))
 
 
 def running_attempt(job: JobRecord) -> AttemptRecord | None:
