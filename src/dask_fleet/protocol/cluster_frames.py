@@ -89,7 +89,9 @@ class TakeSlots(Frame, frozen=True):
 
 
 class RetireWorkers(Frame, frozen=True):
-    """Let the scheduler move the data of these workers (by name) elsewhere before they leave; answered by `Retired`."""
+    """Let the scheduler move the data of these workers (by name) elsewhere before they leave; answered by `Retired`, which
+    takes as long as the scheduler and the data do. Repeating it is harmless.
+    """
 
     cluster: str
     epoch: int
@@ -176,6 +178,10 @@ class SlotsLeft(Frame, frozen=True):
 
     lease: str
     why: str
+    failed: bool = False
+    """It never joined, for a reason of its own (a preload that raises, more memory than it may): the next one would not
+    either. Not said where its agent, its scheduler or its host was the reason.
+    """
 
 
 class Retired(Frame, frozen=True):
@@ -184,6 +190,8 @@ class Retired(Frame, frozen=True):
     cluster: str
     epoch: int
     workers: list[str]
+    kept: dict[str, str] = {}
+    """Those whose data could not be moved, and why. They go on as members; who wants them to go asks again."""
 
 
 # ---------------------------------------------------------------- clusters of jobs: worker process ↔ agent ↔ server

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import dask
+from dask.utils import format_bytes
 from distributed import Scheduler
 from distributed.http.utils import get_handlers
 
@@ -57,6 +58,22 @@ class FleetScheduler(Scheduler):  # type: ignore[misc]
         if self.idle_since and "heartbeat-interval" in answer:
             answer["heartbeat-interval"] = max(answer["heartbeat-interval"], IDLE_HEARTBEAT_S)
         return answer
+
+    def why_kept(self, names: set[str]) -> dict[str, str]:
+        """Say of workers that were to retire why their data could not be moved; nothing of those that are gone."""
+        kept = {}
+        for worker in self.workers.values():
+            if str(worker.name) in names:
+                others = [other for other in self.workers.values() if other is not worker and str(other.name) not in names]
+                size = format_bytes(worker.nbytes)
+                if worker.actors:
+                    why = f"it holds {len(worker.actors)} actors, which cannot be moved"
+                elif not others:
+                    why = f"there is no worker that stays to take its {size}"
+                else:
+                    why = f"none of the {len(others)} others has memory for its {size}"
+                kept[str(worker.name)] = why
+        return kept
 
     def fleet_state(self, cluster: str, lag_s: float) -> SchedulerState:
         """Return what the agent is told. Cheap: it looks at workers, not at tasks."""

@@ -123,6 +123,8 @@ class DataMoved(Frame, frozen=True):
 
     request: int
     workers: list[str]
+    kept: dict[str, str] = msgspec.field(default_factory=dict)
+    """Those whose data could not be moved, and why."""
 
 
 AgentBoundFromScheduler = Spare | Opened | OpenFailed | SchedulerState | Closed | DataMoved
@@ -156,7 +158,10 @@ class Join(Frame, frozen=True, kw_only=True):
     """What the worker imports before it joins, as Dask's ``--preload``."""
     env: dict[str, str] = msgspec.field(default_factory=dict)
     """Variables to set before anything else; only where the process is for this membership alone."""
-    timeout_s: float = 15.0
+    timeout_s: float = 60.0
+    """What its own start may take: preloads, plug-ins, its listener."""
+    answer_s: float = 600.0
+    """How long it asks the scheduler to take it, which may be busy with a large graph."""
 
 
 class Leave(Frame, frozen=True):
@@ -186,6 +191,8 @@ class Left(Frame, frozen=True):
     """Threads that tasks of it still hold; Dask cannot stop them."""
     failed: bool = False
     """It never joined."""
+    unanswered: bool = False
+    """It never joined because the scheduler did not answer, not for a reason of its own."""
 
 
 class Released(Frame, frozen=True):

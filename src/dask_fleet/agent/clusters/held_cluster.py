@@ -16,7 +16,7 @@ from dask_fleet.agent.clusters.scheduler_watch import SchedulerWatch
 from dask_fleet.agent.clusters.schedulers import CLOSE_S, SchedulerFailed, SchedulerProcess
 from dask_fleet.agent.clusters.spares import Spares
 from dask_fleet.config.settings import MAX_CERTIFICATE_LIFETIME_S
-from dask_fleet.protocol.cluster_frames import ClusterOpened, ClusterRef, ClusterStatus, OpenCluster
+from dask_fleet.protocol.cluster_frames import ClusterOpened, ClusterRef, ClusterStatus, OpenCluster, Retired
 
 log = logging.getLogger(__name__)
 
@@ -183,14 +183,16 @@ class HeldCluster:
         if self._process is not None and self.address:
             self._process.renew(self._issue())
 
-    async def move_data(self, workers: list[str]) -> list[str]:
-        """Let the data of workers (by name) be copied to others; returns those that can go without a loss."""
+    async def move_data(self, workers: list[str]) -> Retired:
+        """Let the data of workers (by name) be copied to others; returns which can go without a loss, and why others not."""
+        names = (self.ref.cluster, self.ref.epoch)
         if self._process is None or not self.address:
-            return []
+            return Retired(*names, [])
         try:
-            return await self._process.move_data(workers)
+            moved = await self._process.move_data(workers)
         except SchedulerFailed:
-            return []
+            return Retired(*names, [])
+        return Retired(*names, moved.workers, moved.kept)
 
     def _issue(self) -> Credentials:
         credentials = self.authority.issue(Role.SCHEDULER)

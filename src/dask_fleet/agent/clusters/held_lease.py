@@ -22,7 +22,10 @@ log = logging.getLogger(__name__)
 PLACE_S = 15.0
 """How long a lease may wait for free threads: attempts that were sent a little ahead may hold them."""
 SIGN_S = 15.0
-JOIN_S = 15.0
+START_S = 60.0
+"""What a Dask worker may need for its own part of its start, preloads and plug-ins."""
+ANSWER_S = 600.0
+"""How long it asks its scheduler, which may be busy with a large graph. Then it is begun anew, which may help."""
 _LEAVE_S = 10.0
 """How long a Dask worker may take to leave before its process is killed."""
 _KILLED_S = 10.0
@@ -60,6 +63,10 @@ class Lender(Protocol):
 
 class Gone(Exception):
     """The lease is over; the text says why."""
+
+
+class Impossible(Gone):
+    """What the grant asks for cannot be, here or elsewhere."""
 
 
 class HeldLease:
@@ -101,6 +108,9 @@ class HeldLease:
         self._grace_s = _UNASKED_GRACE_S
         self._taken = False
         self._left: asyncio.Future[str] = loop.create_future()
+        self._joined = False
+        self._failed = False
+        """It never joined, for a reason of its own: see `SlotsLeft`."""
         self._released: asyncio.Future[None] = loop.create_future()
         self._exited: asyncio.Future[None] = loop.create_future()
         self._asked = False
@@ -127,6 +137,7 @@ class HeldLease:
             why = self._left.result() if self._left.done() else self._leaving.result()
         except Gone as exc:
             why = str(exc)
+            self._failed = isinstance(exc, Impossible)
         except (OSError, EOFError, ValueError) as exc:
             why = f"its worker process could not be had: {exc}"
         except Exception as exc:
@@ -144,7 +155,7 @@ class HeldLease:
     async def _take_process(self) -> WorkerProcess:
         grant = self.grant
         if grant.env and not grant.fresh:
-            raise Gone("a shared process has one environment for all who use it; variables need fresh processes")
+            raise Impossible("a shared process has one environment for all who use it; variables need fresh processes")
         process = None if grant.fresh else self._lender.shared_process(grant.tenant, grant.threads)
         if process is None:  # a lease that may share gets one of its own where none can take it
             process = await self._lender.fresh_process()
@@ -166,7 +177,13 @@ class HeldLease:
 
     async def _join(self, process: WorkerProcess) -> None:
         grant = self.grant
-        folder = await self._lender.make_scratch(grant.lease, grant.config.get("temporary-directory"))
+        wanted = grant.config.get("temporary-directory")
+        try:
+            folder = await self._lender.make_scratch(grant.lease, wanted)
+        except OSError as exc:
+            if wanted:
+                raise Impossible(f"its temporary-directory cannot be had: {exc}") from exc
+            raise
         if self._local is not None:
             address, credentials = await self._unless_leaving(self._local(), None, "")
         else:
@@ -189,7 +206,8 @@ class HeldLease:
                 config=grant.config,
                 preloads=grant.preload,
                 env=grant.env,
-                timeout_s=JOIN_S,
+                timeout_s=START_S,
+                answer_s=ANSWER_S,
             )
         )
 
@@ -281,11 +299,13 @@ class HeldLease:
     def heard(self, frame: Joined | Left | Released) -> None:
         """Take what its process says."""
         if isinstance(frame, Joined):
+            self._joined = True
             self.address = frame.address
             self.tell()
         elif isinstance(frame, Left):
             self.address = ""
             if not self._left.done():
+                self._failed = frame.failed and not frame.unanswered
                 self._left.set_result(f"it could not join: {frame.reason}" if frame.failed else frame.reason)
         elif not self._released.done():
             self._released.set_result(None)
@@ -296,6 +316,8 @@ class HeldLease:
         how = f"its worker process {death.how}"
         if not self._parting:
             self._died = how
+            # One that others use too may have died of them.
+            self._failed = self._asked and not self._joined and self._process is not None and self._process.for_lease
         if not self._left.done():
             self._left.set_result(how)
         for future in (self._released, self._exited):
@@ -304,4 +326,4 @@ class HeldLease:
 
     def gone(self, why: str) -> SlotsLeft:
         """Return the frame that says that nothing is left."""
-        return SlotsLeft(self.grant.lease, why)
+        return SlotsLeft(self.grant.lease, why, self._failed and not self._leaving.done())

@@ -33,7 +33,6 @@ from dask_fleet.protocol.cluster_frames import (
     ClusterRef,
     GrantSlots,
     OpenCluster,
-    Retired,
     RetireWorkers,
     Sign,
     Signature,
@@ -293,8 +292,8 @@ class ClusterHost:
 
     async def _retire(self, frame: RetireWorkers) -> None:
         cluster = self._clusters.get(ClusterRef(frame.cluster, frame.epoch))
-        moved = [] if cluster is None else await cluster.move_data(frame.workers)
-        self._send(Retired(frame.cluster, frame.epoch, moved))
+        if cluster is not None:  # else its end is told, or was
+            self._send(await cluster.move_data(frame.workers))
 
     # ------------------------------------------------------------------ what worker processes say
 

@@ -27,6 +27,8 @@ class MemberWorker(Worker):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.close_reason = ""
+        self.prepared = asyncio.Event()
+        """Set once all that is left of its start is the scheduler's answer."""
         self.status: Any
         self._client: Any
         self._clients: list[Any] = []
@@ -35,6 +37,10 @@ class MemberWorker(Worker):  # type: ignore[misc]
 
     def start_http_server(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: Dask's worker would listen on a port for health checks and metrics."""
+
+    async def _register_with_scheduler(self) -> None:
+        self.prepared.set()
+        await super()._register_with_scheduler()
 
     def _get_client(self, timeout: float | None = None) -> Any:
         """Return the client of this worker's tasks.

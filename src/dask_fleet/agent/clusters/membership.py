@@ -86,6 +86,10 @@ class Memberships:
         self._members.pop(membership, None)
 
 
+class _Unanswered(Exception):
+    """The scheduler has not answered a worker that was ready."""
+
+
 class _Membership:
     """One membership, on the event loop's thread; over a restart by a client it has one Dask worker after the other."""
 
@@ -107,13 +111,13 @@ class _Membership:
 
     async def live(self) -> None:
         """Join, stay until the end, and clean up."""
-        reason, failed = "", True
+        reason, failed, unanswered = "", True, False
         try:
             await self._start_restarter()
             while True:
                 restarts = self._restarts
                 worker = self._make_worker()
-                if not await self._unless_leaving(worker.start()):
+                if not await self._started(worker):
                     break
                 failed = False
                 self._send(Joined(self._join.membership, worker.address))
@@ -122,13 +126,15 @@ class _Membership:
                     break
             reason = "left" if self._leaving.is_set() else worker.close_reason
             failed = False
+        except _Unanswered as exc:
+            reason, unanswered = str(exc), True
         except Exception as exc:  # noqa: BLE001 - whatever it is, the agent is told
             cause = exc.__cause__ or exc  # Dask's own says only that it failed to start
             reason = f"{type(cause).__name__}: {cause}"
         finally:
             await self._clean_up()
         busy = sum(view.busy for view in self._views)
-        self._send(Left(self._join.membership, reason, busy, failed))
+        self._send(Left(self._join.membership, reason, busy, failed, unanswered))
         self._release()
 
     async def leave(self) -> None:
@@ -147,6 +153,34 @@ class _Membership:
         self._restarts += 1
         await worker.scheduler.unregister(address=worker.address, stimulus_id=reason)
         await worker.close(reason=reason)
+
+    async def _started(self, worker: MemberWorker) -> bool:
+        """Wait until the scheduler has taken it, but no longer than until the membership is to end; whether it has.
+
+        What is the worker's own part has a time-out. Its scheduler may be busy for as long as a large graph takes it: asking
+        on is what helps then, while a start from the beginning would only come later.
+        """
+        join = self._join
+        waits = [
+            asyncio.create_task(worker.start(), name="start"),
+            asyncio.create_task(self._leaving.wait(), name="leaving"),
+            asyncio.create_task(worker.prepared.wait(), name="prepared"),
+        ]
+        start, leaving, prepared = waits
+        try:
+            await asyncio.wait(waits, timeout=join.timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if not (start.done() or leaving.done() or prepared.done()):
+                raise TimeoutError(f"it was not ready within {join.timeout_s:g} s; does a preload or a plug-in wait?")
+            await asyncio.wait([start, leaving], timeout=join.answer_s, return_when=asyncio.FIRST_COMPLETED)
+            if start.done():
+                await start
+                return True
+            if not leaving.done():
+                raise _Unanswered(f"its scheduler at {join.scheduler} did not answer it within {join.answer_s:g} s")
+            return False
+        finally:
+            for task in waits:
+                task.cancel()
 
     async def _unless_leaving(self, step: Coroutine[Any, Any, Any]) -> bool:
         """Wait for `step`, but no longer than until the membership is to end; whether it is over."""
@@ -189,7 +223,7 @@ class _Membership:
                 executor={"default": view},
                 nanny=self._restarter.address,
                 preload=join.preloads or None,
-                death_timeout=join.timeout_s,
+                death_timeout=None,  # see `_started`
             )
         self._worker = worker
         return worker

@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 
 _RECEIVE_BYTES = 1 << 18
 _CLOSE_S = 4.0
-_MOVE_S = 600.0
-"""For workers with much data; whoever asked does not wait that long, but its copies are of use all the same."""
 _REHEARSE_AFTER_S, _REHEARSE_AT_MOST_AFTER_S = 0.1, 5.0
 """First and longest time between two looks at whether all workers have come."""
 _KEEP_ALIVE_S = 10.0
@@ -68,6 +66,8 @@ class _Process:
         self._scheduler: Any = None
         self._cluster = ""
         self._moves: set[asyncio.Task[None]] = set()
+        self._moving: set[str] = set()
+        """Names of the workers whose data is on its way: asked for again, they are not retired twice."""
 
     async def run(self) -> None:
         """Wait to be opened, then serve until the end."""
@@ -152,17 +152,28 @@ class _Process:
                 return
 
     async def _move(self, request: MoveData) -> None:
-        """Let the data of workers be copied; they go on as members that get no new tasks."""
+        """Let the data of workers be copied; they go on as members that get no new tasks.
+
+        Without a deadline: however long much data takes, it is done when all has been copied, when nobody can take it, or
+        when the worker is gone. Given up half-way, Dask would leave the worker a member that gets no tasks.
+        """
+        names = [name for name in request.workers if name not in self._moving]
         moved: list[str] = []
+        kept: dict[str, str] = {}
+        self._moving.update(names)
         try:
-            async with asyncio.timeout(_MOVE_S):
+            if names:
                 retired = await self._scheduler.retire_workers(
-                    names=request.workers, close_workers=False, remove=False, stimulus_id=f"retire-{request.request}"
+                    names=names, close_workers=False, remove=False, stimulus_id=f"retire-{request.request}"
                 )
-            moved = [str(worker["name"]) for worker in retired.values()]
-        except Exception:  # whoever asked is told of none
+                moved = [str(worker["name"]) for worker in retired.values()]
+                kept = self._scheduler.why_kept(set(names).difference(moved))
+        except Exception as exc:
             log.exception("data was not moved", extra={"cluster": self._cluster})
-        await self._send(DataMoved(request.request, moved))
+            kept = dict.fromkeys(names, f"its scheduler failed to move it: {type(exc).__name__}: {exc}")
+        finally:
+            self._moving.difference_update(names)
+        await self._send(DataMoved(request.request, moved, kept))
 
     async def _report(self, every_s: float) -> None:
         """Tell how the cluster does, if that has changed."""

@@ -59,7 +59,7 @@ class SchedulerProcess:
         self._ready: asyncio.Future[Spare] = loop.create_future()
         self._opened: asyncio.Future[Opened] = loop.create_future()
         self._gone: asyncio.Future[str] = loop.create_future()
-        self._moves: dict[int, asyncio.Future[list[str]]] = {}
+        self._moves: dict[int, asyncio.Future[DataMoved]] = {}
         child.watch(self._on_frame, self._exited)
 
     @property
@@ -111,8 +111,10 @@ class SchedulerProcess:
         """Let it close itself after so long without work, from now on."""
         self._child.send(LimitIdle(seconds))
 
-    async def move_data(self, workers: list[str]) -> list[str]:
-        """Let the data of workers (by name) be copied to others; returns those that can go without a loss.
+    async def move_data(self, workers: list[str]) -> DataMoved:
+        """Let the data of workers (by name) be copied to others; returns which can go without a loss, and why others cannot.
+
+        However long that takes: a scheduler may be busy, and data large.
 
         Raises
         ------
@@ -120,7 +122,7 @@ class SchedulerProcess:
             If the process ends meanwhile.
         """
         request = next(self._numbers)
-        moved: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+        moved: asyncio.Future[DataMoved] = asyncio.get_running_loop().create_future()
         self._moves[request] = moved
         try:
             self._child.send(MoveData(request, workers))
@@ -164,7 +166,7 @@ class SchedulerProcess:
         elif isinstance(frame, DataMoved):
             moved = self._moves.get(frame.request)
             if moved is not None and not moved.done():
-                moved.set_result(frame.workers)
+                moved.set_result(frame)
         elif isinstance(frame, Closed):
             self._reason = frame.reason
 

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from dask_fleet.controller.agents import AgentHandle, Agents
 from dask_fleet.controller.clusters.placing import Owner
+from dask_fleet.controller.clusters.setbacks import Setbacks
 from dask_fleet.model.cluster_states import ClusterState, SlotLeaseState
 from dask_fleet.model.clusters import ClusterKind, ClusterRecord, SlotLease
 from dask_fleet.protocol.cluster_frames import ClusterOpened, ClusterStatus
@@ -22,9 +23,12 @@ AttemptKey = tuple[int, int]
 class Held:
     """A slot lease that takes slots: planned, or recorded and not ended yet."""
 
-    __slots__ = ("joined", "lease", "left", "recorded", "retire_until", "sent_at", "taken_at")
+    __slots__ = (
+        "failed", "joined", "kept", "lease", "left", "recorded", "retire_asked_at", "retired", "retires", "sent_at", "since",
+        "taken_at",
+    )
 
-    def __init__(self, lease: SlotLease, *, recorded: bool) -> None:
+    def __init__(self, lease: SlotLease, *, recorded: bool, since: float) -> None:
         self.lease = lease
         self.recorded = recorded
         """Whether the ledger has it; until then it is a plan, which keeps its slots from others."""
@@ -32,10 +36,20 @@ class Held:
         """Its agent says so; the ledger may not yet."""
         self.left: str | None = None
         """Why it left, as its agent says."""
+        self.failed = False
+        """It left before it had joined, for a reason of its own: see `SlotsLeft`."""
+        self.since = since
+        """When it was planned, or this server began (monotonic clock)."""
         self.sent_at: float | None = None
         self.taken_at: float | None = None
-        self.retire_until: float | None = None
-        """The scheduler was asked to move its data; until when that may take."""
+        self.retires = False
+        """It is to leave once the scheduler has moved its data, however long that takes."""
+        self.retire_asked_at: float | None = None
+        """When the scheduler was last asked to."""
+        self.retired = False
+        """Its data is safe elsewhere."""
+        self.kept = ""
+        """Why its data could not be moved, as the scheduler last said."""
 
 
 class Entry:
@@ -61,12 +75,8 @@ class Entry:
         self.lost_at: deque[float] = deque(maxlen=16)
         self.status: ClusterStatus | None = None
         self.status_at = now
-        self.stillborn = 0
-        """Workers in a row that ended before they had joined."""
-        self.stillborn_why = ""
-        """What the last of them died of."""
-        self.not_before = 0.0
-        """No new worker before then: the last ones could not start."""
+        self.setbacks = Setbacks()
+        """Workers that ended before they had joined."""
         self.used_since = -math.inf
         """Before that it was nobody's: a spare's idleness is not that of who gets it."""
         self.is_taken = False
@@ -105,9 +115,20 @@ class Entry:
             for held in self.held.values()
             if held.lease.epoch == epoch
             and held.left is None
-            and held.retire_until is None
+            and not (held.retires or held.retired)
             and held.lease.state is not SlotLeaseState.LEAVING
         ]
+
+    @property
+    def retiring(self) -> list[Held]:
+        """The leases of workers that leave when their data is elsewhere."""
+        return [held for held in self.held.values() if held.retires and held.lease.state is SlotLeaseState.JOINED]
+
+    def keep_kept(self) -> None:
+        """If more are wanted again, let those stay that could not go anyway: nobody else has room for their data."""
+        missing = max(0, self.record.spec.n_workers - len(self.live))
+        for held in [held for held in self.retiring if held.kept and not held.retired][:missing]:
+            held.retires, held.retire_asked_at, held.kept = False, None, ""
 
     @property
     def workers(self) -> int:

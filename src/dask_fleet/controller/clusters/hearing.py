@@ -125,6 +125,9 @@ class Hearing:
                 runs = is_ours and held.lease.lease_id in leases
                 if not runs and (held.joined or held.lease.state is not SlotLeaseState.GRANTED):
                     held.left = "its process ended while its agent could not be heard"
+            if record.agent == agent:
+                for held in entry.retiring:  # its answer may have been lost
+                    held.retire_asked_at = None
             if record.spec.requested_as and record.state is ClusterState.RUNNING and record.agent == agent:
                 handle.send(open_frame(record))  # handed out while its agent was away: it learns of the limits
             if concerned:
@@ -190,13 +193,16 @@ class Hearing:
                     self._changed()
                 elif found is not None and found[1].lease.agent == handle.agent_id:
                     found[1].left = frame.why or "it left"
+                    found[1].failed = frame.failed
                     self._touch(found[0])
             case Retired():
                 entry = self._of_epoch(handle, frame.cluster, frame.epoch)
                 if entry is not None:
                     for held in entry.held.values():
-                        if held.retire_until is not None and held.lease.worker in frame.workers:
-                            held.retire_until = self._clock.monotonic()
+                        # Also one that is to stay meanwhile: its scheduler gives it no more tasks, another takes its place.
+                        held.retired = held.retired or held.lease.worker in frame.workers
+                        if held.retires:
+                            held.kept = frame.kept.get(held.lease.worker, held.kept)
                     self._touch(entry)
             case Signed():
                 self._signer.signed(frame)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -31,12 +32,10 @@ REPEAT_S = 15.0
 """After so long without an answer an agent is told again."""
 START_S = 60.0
 """A scheduler that does not answer for so long after it was asked for counts as lost."""
-RETIRE_S = 30.0
-"""How long the data of a worker that is to go may take to move."""
+KEPT_REPEAT_S = 30.0
+"""After so long a scheduler is asked again to move data that nobody could take."""
 MOST_LOSSES, LOSSES_WITHIN_S = 3, 60.0
 """So many schedulers in a row are replaced; one more within that time, and something is wrong with the cluster itself."""
-MOST_STILLBORN = 6
-"""So many workers in a row that end before they have joined, none having joined before: they never will."""
 
 _LEDGER_RETRY_S = 0.5
 _UNFORESEEN_RETRY_S = 5.0
@@ -125,25 +124,33 @@ class Keeper:
             if held.recorded and held.joined and held.lease.state is SlotLeaseState.GRANTED
         ]
         if joined:
-            entry.stillborn = 0
+            for held, _, _ in joined:
+                entry.setbacks.joined(held.lease.epoch)
             await self._change_slots(entry, joined)
         left = []
         for held in entry.held.values():
             if held.recorded and held.left is not None:
-                if held.lease.state is SlotLeaseState.GRANTED and entry.is_wanted and held.lease.epoch == entry.record.epoch:
-                    self._stillborn(entry, held.left)
+                self._note_setback(entry, held, held.left)
                 leaving = held.lease.state is SlotLeaseState.LEAVING
                 left.append((held, SlotLeaseEvent.LEFT if leaving else SlotLeaseEvent.LAPSE, held.left))
         await self._change_slots(entry, left)
+        joins = any(held.joined or held.left is None for held in entry.live)
+        if left and entry.is_wanted and not joins and entry.setbacks.are_hopeless(entry.record.epoch):
+            entry.close_reason = f"its workers cannot start: {entry.setbacks.why}"
 
-    def _stillborn(self, entry: Entry, why: str) -> None:
-        entry.stillborn += 1
-        entry.stillborn_why = why
-        delay_s = min(0.1 * 2**entry.stillborn, 10.0)
-        entry.not_before = self._clock.monotonic() + delay_s
-        self._touch_later(entry, delay_s)
-        if entry.stillborn >= MOST_STILLBORN:
-            entry.close_reason = f"its workers cannot start: {why}"
+    def _note_setback(self, entry: Entry, held: Held, why: str) -> None:
+        """Let some time pass before the next is tried, if it was a worker that its cluster still waited for."""
+        record, now = entry.record, self._clock.monotonic()
+        is_over = not entry.is_wanted or held.lease.epoch != record.epoch or record.epoch in entry.ended
+        if held.lease.state is not SlotLeaseState.GRANTED or is_over:
+            return
+        delay_s = entry.setbacks.add(why, own=held.failed, granted_at=held.since, now=now, jitter=random.random())
+        if delay_s is not None:
+            log.warning(
+                "worker did not join: %s", why,
+                extra={"action": "worker_start_failed", "cluster": record.cluster_id, "again_in_s": round(delay_s, 1)},
+            )  # fmt: skip
+            self._touch_later(entry, delay_s)
 
     async def _note_scheduler(self, entry: Entry) -> None:
         """Record that its scheduler has come up, or is lost."""
@@ -244,14 +251,12 @@ class Keeper:
 
     async def _let_go(self, entry: Entry) -> None:
         """Let workers leave that are too many, belong to a scheduler that is gone, or to a cluster that ends."""
-        now = self._clock.monotonic()
         epoch = entry.record.epoch
         leaving = []
         for held in entry.held.values():
             if held.recorded and held.lease.state in {SlotLeaseState.GRANTED, SlotLeaseState.JOINED}:
                 old = held.lease.epoch != epoch or entry.record.state is ClusterState.PENDING
-                retired = held.retire_until is not None and now >= held.retire_until
-                if old or retired or not entry.is_wanted:
+                if old or held.retired or not entry.is_wanted:
                     why = "its scheduler is gone" if old else entry.close_reason or entry.fail_reason or "scaled down"
                     leaving.append((held, SlotLeaseEvent.LEAVE, why))
         await self._change_slots(entry, leaving)
@@ -261,10 +266,10 @@ class Keeper:
     async def _shrink(self, entry: Entry, excess: int) -> None:
         if excess <= 0:
             entry.leave_first.clear()
+            entry.keep_kept()
             return
         # Those that were named, those that have nothing yet, then the youngest.
         order = sorted(entry.live, key=lambda held: _leaves_after(entry, held))
-        retiring: list[str] = []
         leaving = []
         for held in order[:excess]:
             if not held.recorded:
@@ -272,13 +277,8 @@ class Keeper:
             elif not held.joined or entry.record.state is not ClusterState.RUNNING:
                 leaving.append((held, SlotLeaseEvent.LEAVE, "scaled down"))
             else:
-                held.retire_until = self._clock.monotonic() + RETIRE_S
-                retiring.append(held.lease.worker)
+                held.retires = True
         await self._change_slots(entry, leaving)
-        if retiring:
-            record = entry.record
-            self._send(record.agent, RetireWorkers(record.cluster_id, record.epoch, retiring))
-            self._touch_later(entry, RETIRE_S)
 
     # ------------------------------------------------------------------ what agents are told
 
@@ -290,6 +290,7 @@ class Keeper:
             if record.agent is not None and record.epoch not in entry.ended:
                 entry.asked_at = now
                 self._send(record.agent, close_frame(record) if closes else open_frame(record))
+        self._tell_retiring(entry, now)
         for held in entry.held.values():
             lease = held.lease
             if not held.recorded or held.left is not None:
@@ -303,6 +304,21 @@ class Keeper:
                 # Nobody has used a spare: its processes need not be asked, and somebody waits for their slots.
                 unused = record.kind is ClusterKind.SPARE
                 self._send(lease.agent, TakeSlots(lease.lease_id, grace_s=0.0) if unused else TakeSlots(lease.lease_id))
+
+    def _tell_retiring(self, entry: Entry, now: float) -> None:
+        """Ask the scheduler to move the data of workers that are to leave, until it has: no deadline takes it from them."""
+        record = entry.record
+        if record.state is not ClusterState.RUNNING or not entry.is_wanted:
+            return
+        due = [
+            held for held in entry.retiring
+            if not held.retired
+            and _is_due(held.retire_asked_at, now, KEPT_REPEAT_S if held.kept else REPEAT_S)
+        ]  # fmt: skip
+        names = [held.lease.worker for held in due]
+        if due and self._send(record.agent, RetireWorkers(record.cluster_id, record.epoch, names)):
+            for held in due:
+                held.retire_asked_at = now
 
     def _send(self, agent: str | None, frame: Any) -> bool:
         handle = None if agent is None else self._agents.get(agent)
@@ -321,7 +337,7 @@ class Keeper:
         if not await self._change(entry, ClusterEvent.CLOSED):
             for lease in await self._ledger.slot_leases(cluster_id=entry.record.cluster_id):
                 if lease.lease_id not in entry.held:  # recorded, and its answer was lost on the way to the book
-                    self._book.hold(entry, Held(lease, recorded=True))
+                    self._book.hold(entry, Held(lease, recorded=True, since=self._clock.monotonic()))
 
     # ------------------------------------------------------------------ the ledger
 
@@ -380,5 +396,5 @@ def _leaves_after(entry: Entry, held: Held) -> tuple[bool, bool, bool, int]:
     return lease.worker not in entry.leave_first, held.recorded, held.joined, -int(lease.worker)
 
 
-def _is_due(at: float | None, now: float) -> bool:
-    return at is None or now - at >= REPEAT_S
+def _is_due(at: float | None, now: float, after_s: float = REPEAT_S) -> bool:
+    return at is None or now - at >= after_s

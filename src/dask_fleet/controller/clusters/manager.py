@@ -121,8 +121,10 @@ class Clusters:
                 assert ended is not None, "a cluster that holds slots is not purged"
                 entry = Entry(ended, now=now)
                 self.book.add(entry)
-            held = Held(lease, recorded=True)
+            held = Held(lease, recorded=True, since=now)
             held.joined = lease.state is SlotLeaseState.JOINED
+            if lease.state is not SlotLeaseState.GRANTED:
+                entry.setbacks.joined(lease.epoch)
             self.book.hold(entry, held)
         for entry in self.book:
             ever = await self._ledger.slot_leases(cluster_id=entry.record.cluster_id, ended=True)
@@ -161,7 +163,7 @@ class Clusters:
                 if record.state is ClusterState.STARTING and now - entry.starting_since > START_S:
                     self._time_out_start(entry)
             settled = record.state is ClusterState.RUNNING and all(
-                held.lease.state is SlotLeaseState.JOINED and held.retire_until is None for held in entry.held.values()
+                held.lease.state is SlotLeaseState.JOINED and not held.retires for held in entry.held.values()
             )
             if not settled or not entry.is_wanted:
                 self._keeper.touch(entry)
@@ -394,6 +396,7 @@ class Clusters:
         # Only the target: what else has happened meanwhile is the keeper's to take into the book.
         entry.record = replace(entry.record, spec=scaled.spec)
         entry.leave_first.update(leave)
+        entry.keep_kept()
         wake(entry)
         self._keeper.touch(entry)
         self._changed()
@@ -465,6 +468,7 @@ class Clusters:
                 entry,
                 self._slots.hosts(),
                 self.book,
+                now=self._clock.monotonic(),
                 draining=self._dispatcher.paused,
                 job_share=0.0 if record.kind is ClusterKind.JOB else self._slots.job_share,
             ),

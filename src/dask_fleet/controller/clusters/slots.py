@@ -167,7 +167,7 @@ class SlotGiver:
             return None
         live = len(entry.live)
         missing = record.spec.n_workers - live
-        if missing <= 0 or entry.not_before > self._clock.monotonic():
+        if missing <= 0 or entry.setbacks.not_before > self._clock.monotonic():
             return None
         size = size_of(record.spec)
         return Need(
@@ -207,7 +207,7 @@ class SlotGiver:
                 fresh=(record.kind is not ClusterKind.JOB and not record.spec.shared) or threads > handle.nthreads,
             )
             entry.next_worker += 1
-            self._book.hold(entry, Held(lease, recorded=False))
+            self._book.hold(entry, Held(lease, recorded=False, since=self._clock.monotonic()))
             self._touch(entry)
 
     def _open_without_slots(self) -> bool:

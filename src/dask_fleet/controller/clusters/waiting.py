@@ -9,9 +9,20 @@ from dask_fleet.controller.clusters.capacity import Host, amounts_text, declared
 from dask_fleet.controller.clusters.placing import kept_for_jobs
 from dask_fleet.model.cluster_states import ClusterState
 
+_LONG_S = 20.0
+"""A worker that joins takes no longer, unless something is in its way."""
 
-def waiting_for(entry: Entry, hosts: Sequence[Host], book: Book, *, draining: bool, job_share: float = 0.0) -> str | None:
-    """Say what a cluster waits for; ``None`` if it has all that was asked for, or has ended."""
+
+def waiting_for(
+    entry: Entry, hosts: Sequence[Host], book: Book, *, now: float, draining: bool, job_share: float = 0.0
+) -> str | None:
+    """Say what a cluster waits for; ``None`` if it has all that was asked for, or has ended.
+
+    Parameters
+    ----------
+    now
+        By the monotonic clock.
+    """
     record = entry.record
     if record.state is ClusterState.CLOSING:
         return f"its last {len(entry.held)} workers to leave" if entry.held else "its scheduler to end"
@@ -23,11 +34,40 @@ def waiting_for(entry: Entry, hosts: Sequence[Host], book: Book, *, draining: bo
     if record.state is ClusterState.STARTING:
         return f"its scheduler to start on agent {record.agent}"
     if missing <= 0:
-        joining = sum(not held.joined for held in entry.live)
-        return f"{_workers(joining)} to join" if joining else None
-    if entry.stillborn:
-        return f"{_workers(missing)} to be started again, the last one could not: {entry.stillborn_why}"
-    return _slots(entry, missing, [host for host in hosts if host.pool == record.spec.pool], book, job_share)
+        comes = _joining(entry, now)
+    elif now < entry.setbacks.not_before:
+        comes = f"{_workers(missing)} to be started again, the last one could not: {entry.setbacks.why}"
+    else:
+        comes = _slots(entry, missing, [host for host in hosts if host.pool == record.spec.pool], book, job_share)
+        if entry.setbacks.why:
+            comes = f"{comes}; the last one that had some could not join: {entry.setbacks.why}"
+    return "; and ".join(filter(None, (comes, _leaving(entry)))) or None
+
+
+def _joining(entry: Entry, now: float) -> str | None:
+    joining = [held for held in entry.live if not held.joined]
+    if not joining:
+        return None
+    text = f"{_workers(len(joining))} to join"
+    if entry.setbacks.why:
+        return f"{text}; the last one could not: {entry.setbacks.why}"
+    waits_s = now - min(held.since for held in joining)
+    if waits_s < _LONG_S:
+        return text
+    return f"{text}, for {waits_s:.0f} s now: they still start, or their scheduler is busy or cannot be reached from there"
+
+
+def _leaving(entry: Entry) -> str | None:
+    """Say what keeps workers that are to leave; nothing of those that may, and only end their tasks."""
+    leaving = [held for held in entry.retiring if not held.retired]
+    if not leaving:
+        return None
+    text = f"the data of {_workers(len(leaving))} to be moved before {'they leave' if len(leaving) > 1 else 'it leaves'}"
+    kept = [held for held in leaving if held.kept]
+    if not kept:
+        return text
+    cure = "release what is not needed any more, scale up again, or close the cluster"
+    return f"{text}; worker {kept[0].lease.worker} has to stay for now, {kept[0].kept}: {cure}"
 
 
 def _slots(entry: Entry, missing: int, hosts: Sequence[Host], book: Book, job_share: float) -> str:

@@ -77,6 +77,8 @@ class Host:
         """Schedulers and leases that were here: as a real agent, it begins none of them anew."""
         self.seen: list[ServerFrame] = []
         self.retires: bool = True
+        self.kept: dict[str, str] = {}
+        """Names of workers whose data nobody can take, and why."""
         self.opens: bool = True
         self.joins: bool = True
         self.most_threads = 0
@@ -166,7 +168,9 @@ class Host:
                 self.say(SlotsLeft(frame.lease, "taken"))
             case RetireWorkers():
                 if self.retires:
-                    self.say(Retired(frame.cluster, frame.epoch, frame.workers))
+                    kept = {name: why for name, why in self.kept.items() if name in frame.workers}
+                    moved = [name for name in frame.workers if name not in kept]
+                    self.say(Retired(frame.cluster, frame.epoch, moved, kept))
             case Sign():
                 self.say(Signed(frame.request, b"signed " + frame.csr, b"ca"))
             case Signature():
@@ -190,11 +194,11 @@ class Host:
             if (worker.frame.cluster, worker.frame.epoch) == (cluster, epoch):
                 self.lose_worker(lease, "its scheduler is gone")
 
-    def lose_worker(self, lease: str, why: str = "killed") -> None:
-        """A worker's process ends."""
+    def lose_worker(self, lease: str, why: str = "killed", *, failed: bool = False) -> None:
+        """A worker's process ends; or never got so far as to join, for a reason of its own."""
         if self.workers.pop(lease, None) is not None:
             self.ended.add(lease)
-            self.say(SlotsLeft(lease, why))
+            self.say(SlotsLeft(lease, why, failed))
 
     def want_signature(self, lease: str) -> None:
         self.say(WantSignature(lease, b"csr"))

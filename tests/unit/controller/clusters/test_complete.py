@@ -62,7 +62,7 @@ async def test_workers_that_cannot_start_are_told_of_and_end_the_waiting() -> No
         record = await clusters.create(new(n_workers=1))
         waits = complete(clusters, record)
         await work(rig, host)
-        host.lose_worker(next(iter(host.workers)), "no module named 'nothing'")
+        host.lose_worker(next(iter(host.workers)), "no module named 'nothing'", failed=True)
         await work(rig, host)
         waiting_for = clusters.status(record).waiting_for
         assert waiting_for == "1 worker to be started again, the last one could not: no module named 'nothing'"
@@ -70,7 +70,7 @@ async def test_workers_that_cannot_start_are_told_of_and_end_the_waiting() -> No
             await rig.advance(10)
             await work(rig, host)
             for lease in list(host.workers):
-                host.lose_worker(lease, "no module named 'nothing'")
+                host.lose_worker(lease, "no module named 'nothing'", failed=True)
             await work(rig, host)
         ended = await waits
         assert ended.state in {ClusterState.CLOSING, ClusterState.CLOSED}

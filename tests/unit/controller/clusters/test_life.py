@@ -216,7 +216,7 @@ async def test_workers_that_can_never_start_end_the_cluster() -> None:
         for _ in range(6):
             await work(rig, host)
             for lease in list(host.workers):
-                host.lose_worker(lease, "No module named 'nonsense'")
+                host.lose_worker(lease, "No module named 'nonsense'", failed=True)
             await rig.advance(11)
         await work(rig, host)
         record = await clusters.wait(record.cluster_id, 0)
@@ -236,11 +236,11 @@ async def test_scaling_down_moves_the_data_first() -> None:
         assert set(retire.workers) == {"0", "3"}
         assert host.got(TakeSlots) == [], "their data has not moved yet"
         assert clusters.status(record).workers == 2
-        await rig.advance(31)
+        host.retires = True
+        await rig.advance(16)  # it is asked again
         await work(rig, host)
         assert len(host.got(TakeSlots)) == 2
         assert sorted(worker.frame.worker for worker in host.workers.values()) == ["1", "2"]
-        host.retires = True
         await clusters.scale(record.cluster_id, 1)
         await work(rig, host)
         assert len(host.workers) == 1
