@@ -102,7 +102,7 @@ def test_wrong_certificates_are_refused(here: OnLoop, shared: list[WorkerProcess
         "another authority": lambda: Authority(authority.cluster).issue(Role.WORKER),
         "expired": lambda: authority.issue(Role.WORKER, lifetime_s=-60),
     }[kind]()
-    membership = cluster.join(shared[0], credentials=credentials, timeout_s=2.0)
+    membership = cluster.join(shared[0], credentials=credentials, probe_s=1.0)
 
     async def left() -> Left:
         return (await shared[0].until(lambda: shared[0].said(Left, membership) or shared[0].said(Joined, membership)))[0]  # type: ignore[return-value]
@@ -110,9 +110,28 @@ def test_wrong_certificates_are_refused(here: OnLoop, shared: list[WorkerProcess
     answer = here.do(left())
     assert isinstance(answer, Left)
     assert answer.failed
-    assert "time" in answer.reason.lower()
+    assert not answer.unanswered
+    assert "certificate" in answer.reason.lower()
     here.do(cluster.released())
     assert cluster.scheduler.alive
+    here.do(cluster.close())
+
+
+def test_a_scheduler_that_is_busy_is_waited_for(here: OnLoop, shared: list[WorkerProcess]) -> None:
+    """It does not answer for longer than a worker's own start may take, and is looked at again and again meanwhile."""
+    cluster = here.do(here.site.open())
+    os.kill(cluster.scheduler.pid, signal.SIGSTOP)
+    try:
+        patient = cluster.join(shared[0], timeout_s=1.0, probe_s=0.2)
+        hasty = cluster.join(shared[1], timeout_s=1.0, probe_s=0.2, answer_s=2.0)
+        (left,) = here.do(shared[1].until(lambda: shared[1].said(Left, hasty)))
+        assert left.failed
+        assert left.unanswered
+        assert "did not answer it within 2 s" in left.reason
+        assert not shared[0].said(Left, patient)
+    finally:
+        os.kill(cluster.scheduler.pid, signal.SIGCONT)
+    here.do(shared[0].until(lambda: shared[0].said(Joined, patient)))
     here.do(cluster.close())
 
 

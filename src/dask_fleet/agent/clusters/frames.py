@@ -162,6 +162,8 @@ class Join(Frame, frozen=True, kw_only=True):
     """What its own start may take: preloads, plug-ins, its listener."""
     answer_s: float = 600.0
     """How long it asks the scheduler to take it, which may be busy with a large graph."""
+    probe_s: float = 15.0
+    """After each so long without an answer it looks whether it is refused, instead of not answered."""
 
 
 class Leave(Frame, frozen=True):

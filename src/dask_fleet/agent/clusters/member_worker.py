@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 import sys
 import threading
 from collections.abc import Awaitable, Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import distributed.core
 from distributed import Client, Worker
+from distributed.comm import connect
 from distributed.core import Server, Status
 from distributed.utils import in_async_call
 from distributed.worker import WORKER_ANY_RUNNING
@@ -41,6 +43,19 @@ class MemberWorker(Worker):  # type: ignore[misc]
     async def _register_with_scheduler(self) -> None:
         self.prepared.set()
         await super()._register_with_scheduler()
+
+    async def refusal(self, timeout_s: float) -> str:
+        """Say why scheduler and worker refuse each other's certificates; empty if they do not, or none answers.
+
+        Dask asks again after every failure, this one too.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                comm = await connect(self.scheduler.address, timeout=timeout_s / 2, **self.connection_args)
+        except OSError as exc:  # `TimeoutError` is one
+            return _tls_error(exc)
+        comm.abort()
+        return ""
 
     def _get_client(self, timeout: float | None = None) -> Any:
         """Return the client of this worker's tasks.
@@ -109,6 +124,16 @@ class MemberWorker(Worker):  # type: ignore[misc]
             except Exception as exc:  # noqa: BLE001 - the rest goes on without it
                 log.debug("a task's client did not close: %r", exc)
         self._client = None
+
+
+def _tls_error(exc: BaseException) -> str:
+    """Return what an exception that came of a failed TLS handshake says of it, an empty text for any other."""
+    seen: BaseException | None = exc
+    while seen is not None:
+        if isinstance(seen, ssl.SSLError):
+            return str(seen)
+        seen = seen.__cause__ or seen.__context__
+    return ""
 
 
 def forget_handlers() -> None:

@@ -14,6 +14,7 @@ import asyncio
 import contextvars
 import logging
 import shutil
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -171,16 +172,32 @@ class _Membership:
             await asyncio.wait(waits, timeout=join.timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if not (start.done() or leaving.done() or prepared.done()):
                 raise TimeoutError(f"it was not ready within {join.timeout_s:g} s; does a preload or a plug-in wait?")
-            await asyncio.wait([start, leaving], timeout=join.answer_s, return_when=asyncio.FIRST_COMPLETED)
+            await self._answered(worker, start, leaving)
             if start.done():
                 await start
-                return True
-            if not leaving.done():
-                raise _Unanswered(f"its scheduler at {join.scheduler} did not answer it within {join.answer_s:g} s")
-            return False
+            return start.done()
         finally:
             for task in waits:
                 task.cancel()
+
+    async def _answered(self, worker: MemberWorker, start: asyncio.Task[Any], leaving: asyncio.Task[Any]) -> None:
+        """Wait until the scheduler has answered or the membership is to end."""
+        join, deadline = self._join, time.monotonic() + self._join.answer_s
+        while True:
+            left_s = deadline - time.monotonic()
+            waits_s = max(0.0, min(join.probe_s, left_s))
+            done, _ = await asyncio.wait([start, leaving], timeout=waits_s, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return
+            if left_s <= 0:
+                raise _Unanswered(f"its scheduler at {join.scheduler} did not answer it within {join.answer_s:g} s")
+            probe = asyncio.create_task(worker.refusal(join.probe_s), name="probe")
+            try:
+                await asyncio.wait([start, leaving, probe], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                probe.cancel()
+            if not start.done() and not leaving.done() and (refusal := probe.result()):
+                raise ConnectionRefusedError(f"it and its scheduler do not accept each other's certificates: {refusal}")
 
     async def _unless_leaving(self, step: Coroutine[Any, Any, Any]) -> bool:
         """Wait for `step`, but no longer than until the membership is to end; whether it is over."""
