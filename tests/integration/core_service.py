@@ -78,6 +78,14 @@ def endless(name: str) -> str:
     return "late"
 
 
+@service.endpoint(timeout="1s")
+def deaf(name: str) -> str:
+    """Heed nothing when the time is up."""
+    note(name)
+    time.sleep(600)
+    return name
+
+
 @service.endpoint
 def cooperative(name: str) -> str:
     """Run until cancelled."""
@@ -125,4 +133,14 @@ def poison(name: str) -> str:
     note(name)
     time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGKILL)
+    return name
+
+
+@service.endpoint
+def parricide(name: str) -> str:
+    """Kill the parent of the process that runs it, after a moment beside others."""
+    note(name)
+    time.sleep(0.05)
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(600)
     return name

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+from tests.integration.agent.fake_server import agent_process
 from tests.integration.core_fleet import CoreFleet
 
 
@@ -41,3 +43,44 @@ def test_a_user_who_keeps_killing_processes_is_paused_and_others_are_not(tmp_pat
         assert fleet.starts("accepted all the same") == 0
         for job_id in [*killers, later.json()["job_id"]]:
             assert fleet.request("DELETE", f"/v1/jobs/{job_id}", token=eve).status in {200, 202}
+
+
+def test_a_job_that_kills_the_parent_of_its_process_costs_nobody_else_the_result(tmp_path: Path) -> None:
+    with CoreFleet(tmp_path, args=("--nworkers", "2", "--nthreads", "1")) as fleet:
+        innocent = fleet.post("core/gated", {"name": "innocent"}).json()["job_id"]
+        fleet.until_started("innocent")
+        for number in range(2):  # in the other process, each with the same parent
+            name = f"parricide-{number}"
+            ended = fleet.ended(fleet.post("core/parricide", {"name": name}).json()["job_id"])
+            assert (ended["status"], ended["error"]["cause"]) == ("failed", "worker_died")
+            assert "must not send signals to the parent" in ended["error"]["message"]
+            assert fleet.starts(name) <= 3
+        fleet.until_started("innocent", times=2)
+        fleet.open_gate("innocent")
+        ended = fleet.ended(innocent)
+        assert (ended["status"], ended["attempt"]) == ("succeeded", 2)  # the second time it had a parent of its own
+        assert fleet.states(innocent) == ["lost", "succeeded"]
+
+
+def test_beside_endless_deaf_jobs_an_innocent_one_ends_and_their_user_is_paused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each costs the process that it is in, and all that runs beside it there."""
+    with CoreFleet(tmp_path, args=("--no-agent",)) as fleet:
+        for name, value in fleet.environment.items():
+            monkeypatch.setenv(name, value)
+        with agent_process(fleet.data_dir, nworkers=2, nthreads=2, timeout_grace_s=0.1):
+            slots = lambda: sum(agent["slots"] for agent in fleet.status()["agents"])  # noqa: E731
+            fleet.until(lambda: slots() == 4, "the agent to have loaded the service")
+            eve = fleet.request("POST", "/v1/tokens", {"user": "eve", "scopes": ["submit", "read"]}).json()["token"]
+            innocent = fleet.post("core/gated", {"name": "innocent"}).json()["job_id"]
+            for number in range(40):
+                assert fleet.post("core/deaf", {"name": f"deaf-{number}"}, token=eve).status == 202
+            paused = fleet.until(lambda: fleet.status()["paused"], "eve to be paused", timeout_s=90)
+            assert [each["user"] for each in paused] == ["eve"]
+            fleet.open_gate("innocent")
+            ended = fleet.ended(innocent)
+            assert ended["status"] == "succeeded"
+            assert 2 <= ended["attempt"] <= 3  # hit twice at most: then it had a process of its own
+            for job in fleet.request("GET", "/v1/jobs?limit=100", token=eve).json()["jobs"]:
+                fleet.request("DELETE", f"/v1/jobs/{job['job_id']}", token=eve)

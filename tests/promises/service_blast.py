@@ -19,15 +19,18 @@ def innocent(n: int) -> int:
 
 @service.endpoint
 def poison(n: int) -> int:
-    """End the process it runs in, in one of four ways."""
+    """End the process it runs in, in one of five ways."""
     time.sleep(0.01)
-    match n % 4:
+    match n % 5:
         case 0:
             os.kill(os.getpid(), signal.SIGKILL)
         case 1:
             ctypes.string_at(0)  # SIGSEGV
         case 2:
             os._exit(0)
+        case 3:
+            os.kill(os.getppid(), signal.SIGKILL)  # and with it all others of its parent
+            time.sleep(600)
         case _:
             os.abort()
     return n

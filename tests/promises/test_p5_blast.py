@@ -18,7 +18,9 @@ pytestmark = pytest.mark.promise
 
 JOBS = 2_000 if FULL else 200
 EACH_KIND = 20 if FULL else 3
-BAD_USERS = EACH_KIND
+HOW_MANY = {"poison": max(EACH_KIND, 5), "hog": EACH_KIND, "infinite": EACH_KIND}
+"""Of the bad ones. There are five ways of killing one's worker process."""
+BAD_USERS = max(HOW_MANY.values())
 """As many as it takes for none of them to kill ten workers a minute: that they would be paused is another promise."""
 SEED = 20261121
 MEMORY_LIMIT = "400MiB"
@@ -44,7 +46,7 @@ class Verdict:
 
 def plan() -> list[tuple[str, int]]:
     """Return the jobs in the order in which they are posted: endpoint and number."""
-    bad = [(kind, number) for kind in EXPECTED_CAUSE for number in range(EACH_KIND)]
+    bad = [(kind, number) for kind, count in HOW_MANY.items() for number in range(count)]
     jobs = bad + [("innocent", number) for number in range(JOBS - len(bad))]
     random.Random(SEED).shuffle(jobs)
     return jobs
@@ -83,9 +85,9 @@ def blast(fleet: ServedFleet, tokens: dict[str, str]) -> Verdict:
                 counted["peaks"] += kind == "hog" and (failure.get("peak_bytes") or 0) > 300 << 20
         fleet.terminate()
     return Verdict(
-        innocents=JOBS - 3 * EACH_KIND,
+        innocents=JOBS - sum(HOW_MANY.values()),
         innocents_right=counted["right"],
-        bad=3 * EACH_KIND,
+        bad=sum(HOW_MANY.values()),
         bad_failed_rightly=counted["failed"],
         most_deaths=max(deaths.values()),
         peaks_told=counted["peaks"],
