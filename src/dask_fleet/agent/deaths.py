@@ -47,6 +47,12 @@ FOR_A_CLUSTER = Death(
     how="was killed because tasks of a Dask cluster that had left it did not end in time",
     ordered=True,
 )
+FOR_A_RESTART = Death(
+    cause=Cause.WORKER_DIED,
+    how="was killed because tasks from before a restart of their Dask cluster did not end in time",
+    ordered=True,
+)
+RESTARTED = Death(cause=Cause.WORKER_DIED, how="was ended because a client restarted its Dask worker", ordered=True)
 LEASE_OVER = Death(cause=Cause.WORKER_DIED, how="was ended with its slot lease", ordered=True)
 WITH_ITS_FORKSERVER = Death(
     cause=Cause.WORKER_DIED,

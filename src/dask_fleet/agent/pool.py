@@ -163,6 +163,15 @@ class PlacePool(Executor):
         if not replaced:
             self._add_thread()
 
+    def grow(self, places: int) -> None:
+        """Add places, as many as there are threads of which nobody knows when they will be free."""
+        for _ in range(places):
+            self._add_thread()
+
+    def shrink(self) -> None:
+        """Take a place away that was added; whichever thread is free next ends."""
+        self._queue.put(_Return())
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
         """Do nothing: the places live as long as their process, whoever borrowed them as an executor."""
 

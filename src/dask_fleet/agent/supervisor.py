@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from dask_fleet.agent import deaths
 from dask_fleet.agent.attempts import Attempt, AttemptKey, choose_host, due, ended, verdict
-from dask_fleet.agent.clusters.frames import AgentBoundFromMembership, Joined, Left, Released
+from dask_fleet.agent.clusters.frames import AgentBoundFromMembership, Joined, Left, Released, Stragglers
 from dask_fleet.agent.deaths import Death
 from dask_fleet.agent.launcher import Launcher
 from dask_fleet.agent.processes import Processes
@@ -428,7 +428,7 @@ class Supervisor:
                 self._report(frame)
         elif isinstance(frame, NeedCluster):
             self._needs_cluster(worker, frame)
-        elif isinstance(frame, Joined | Left | Released):
+        elif isinstance(frame, Joined | Left | Stragglers | Released):
             self._on_member(frame)
 
     def _needs_cluster(self, worker: WorkerProcess, frame: NeedCluster) -> None:

@@ -48,6 +48,8 @@ class FairThreadPoolExecutor(Executor):
         """Tasks that hold a place."""
         self._away = 0
         """Tasks that have seceded: they have a thread, but no place."""
+        self._replaced = 0
+        """Tasks in a place for which the pool was given another one."""
         self._closed = False
         self._on_idle: Callable[[], None] | None = None
 
@@ -71,6 +73,10 @@ class FairThreadPoolExecutor(Executor):
     def close(self, on_idle: Callable[[], None]) -> None:
         """Cancel what waits; call `on_idle` once the last task has ended, from whichever thread that is."""
         self._pool._close(self, on_idle)  # noqa: SLF001
+
+    def replace(self) -> None:
+        """Give the process another place for each that our tasks hold, until they end. The view is closed."""
+        self._pool._replace(self)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
         """Do nothing: Dask shuts down the executor of a worker that closes, but the threads are everyone's."""
@@ -129,6 +135,8 @@ class FairPool:
             view._running -= 1  # noqa: SLF001
             view._away += 1  # noqa: SLF001
             self._freed(view)
+            if view._replaced:  # noqa: SLF001
+                self._take_back(view)
 
     def _return(self, view: FairThreadPoolExecutor) -> None:
         """Wait until the view may have one more task in a place, and count it."""
@@ -148,6 +156,8 @@ class FairPool:
             else:
                 view._running -= 1  # noqa: SLF001
                 self._freed(view)
+                if view._replaced:  # noqa: SLF001
+                    self._take_back(view)
             on_idle = self._idle_callback(view)
         if on_idle is not None:
             on_idle()
@@ -171,6 +181,17 @@ class FairPool:
             item.future.cancel()
         if idle is not None:
             idle()
+
+    def _replace(self, view: FairThreadPoolExecutor) -> None:
+        with self._lock:
+            more = view._running - view._replaced  # noqa: SLF001
+            view._replaced = view._running  # noqa: SLF001
+        self._places.grow(more)
+
+    def _take_back(self, view: FairThreadPoolExecutor) -> None:
+        """Whichever of the view's tasks has left its place: there is one too many now."""
+        view._replaced -= 1  # noqa: SLF001
+        self._places.shrink()
 
     @staticmethod
     def _idle_callback(view: FairThreadPoolExecutor) -> Callable[[], None] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import dask
@@ -10,13 +12,17 @@ from dask.utils import format_bytes
 from distributed import Scheduler
 from distributed.http.utils import get_handlers
 
-from dask_fleet.agent.clusters import dask_config
+from dask_fleet.agent.clusters import dask_config, nanny, restarting
 from dask_fleet.agent.clusters.frames import Open, SchedulerState
 from dask_fleet.agent.clusters.rehearsal import CLIENT_PREFIX
 from dask_fleet.agent.clusters.security import MemberSecurity
 
+log = logging.getLogger(__name__)
+
 IDLE_HEARTBEAT_S = 2.0
 """How often workers report when nothing is in flight. Dask says 0.5 s, which is most of what an idle cluster costs."""
+_BACK_S = 30.0
+"""How long whoever registers a plug-in that restarts workers waits for them."""
 _NOBODY = ("Client-worker-", "fire-and-forget", CLIENT_PREFIX)
 """Clients that are not anybody's who uses the cluster."""
 
@@ -27,6 +33,8 @@ class FleetScheduler(Scheduler):  # type: ignore[misc]
     def __init__(self, *, serve_http: bool, **options: Any) -> None:
         self._serve_http = serve_http
         self.close_reason = ""
+        self.on_deaf: Callable[[list[str]], None] = lambda _: None
+        """Takes the names of workers whose processes are to be replaced, for they do not answer."""
         super().__init__(**options)
 
     def start_http_server(self, *args: Any, **kwargs: Any) -> None:
@@ -74,6 +82,35 @@ class FleetScheduler(Scheduler):  # type: ignore[misc]
                     why = f"none of the {len(others)} others has memory for its {size}"
                 kept[str(worker.name)] = why
         return kept
+
+    async def restart_workers(
+        self,
+        workers: list[str] | None = None,
+        *,
+        client: str | None = None,
+        timeout: float = 30,  # noqa: ASYNC109 - Dask's signature
+        wait_for_workers: bool = True,
+        on_error: str = "raise",
+        stimulus_id: str,
+    ) -> dict[str, Any]:
+        """Restart workers; those that do not answer, too."""
+        return dict(
+            await restarting.restart_workers(
+                self, workers, replace=self.on_deaf, client=client, timeout_s=timeout,
+                wait_for_workers=wait_for_workers, on_error=on_error, stimulus_id=stimulus_id,
+            )
+        )  # fmt: skip
+
+    async def register_nanny_plugin(self, comm: None, plugin: bytes, name: str, idempotent: bool) -> dict[str, Any]:  # noqa: FBT001
+        """Register a plug-in; returns when the workers that it restarts are back."""
+        before = len(self.workers)
+        answers: dict[str, Any] = await super().register_nanny_plugin(comm, plugin, name, idempotent)
+        if [answer for answer in answers.values() if answer.pop(nanny.REFUSED, False)]:
+            self.nanny_plugins.pop(name, None)
+        restarted = [address for address, answer in answers.items() if answer.pop(nanny.RESTARTS, False)]
+        if restarted and not await restarting.until_back(self, restarted, before, _BACK_S):
+            log.warning("workers that a plug-in restarts are not back yet", extra={"action": "slow_restart", "plugin": name})
+        return answers
 
     def fleet_state(self, cluster: str, lag_s: float) -> SchedulerState:
         """Return what the agent is told. Cheap: it looks at workers, not at tasks."""

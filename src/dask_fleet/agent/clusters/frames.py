@@ -164,6 +164,8 @@ class Join(Frame, frozen=True, kw_only=True):
     """How long it asks the scheduler to take it, which may be busy with a large graph."""
     probe_s: float = 15.0
     """After each so long without an answer it looks whether it is refused, instead of not answered."""
+    fresh: bool = False
+    """Whether the process is this membership's alone: a restart by a client replaces it, and nanny plug-ins run in it."""
 
 
 class Leave(Frame, frozen=True):
@@ -195,6 +197,16 @@ class Left(Frame, frozen=True):
     """It never joined."""
     unanswered: bool = False
     """It never joined because the scheduler did not answer, not for a reason of its own."""
+    restart: bool = False
+    """A client restarts it: it is to join again, from another process. Nothing follows; the process waits for its end."""
+
+
+class Stragglers(Frame, frozen=True):
+    """A client has restarted the worker, whose successor is there, and tasks of before go on in the same process."""
+
+    membership: str
+    busy: int
+    """Threads that they hold; 0 when the last of them has ended."""
 
 
 class Released(Frame, frozen=True):
@@ -203,7 +215,7 @@ class Released(Frame, frozen=True):
     membership: str
 
 
-AgentBoundFromMembership = Joined | Left | Released
+AgentBoundFromMembership = Joined | Left | Stragglers | Released
 
 decode_for_scheduler = msgspec.msgpack.Decoder(SchedulerBound).decode
 decode_from_scheduler = msgspec.msgpack.Decoder(AgentBoundFromScheduler).decode

@@ -1,4 +1,9 @@
-"""One slot lease that this agent serves: a Dask worker, from the grant until nothing of it is left."""
+"""One slot lease that this agent serves: a Dask worker, from the grant until nothing of it is left.
+
+A client may restart the worker (``Client.restart``). In a fresh process that is another process on the same lease, as with
+Dask's nannies: its slots stay taken, and the old process has ended before the new one joins. In a shared one the next worker
+is made beside what tasks of before still do; where they do not end, the process is replaced and the lease given up with it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ from typing import Any, Protocol
 from dask_fleet.agent import deaths
 from dask_fleet.agent.clusters.authority import expiry_us, request_certificate
 from dask_fleet.agent.clusters.credentials import Credentials
-from dask_fleet.agent.clusters.frames import Join, Joined, Leave, Left, Released, Renew
+from dask_fleet.agent.clusters.frames import Join, Joined, Leave, Left, Released, Renew, Stragglers
 from dask_fleet.agent.clusters.memory import Thresholds
 from dask_fleet.agent.deaths import Death
 from dask_fleet.agent.workers import WorkerProcess
@@ -31,6 +36,8 @@ _LEAVE_S = 10.0
 _KILLED_S = 10.0
 _UNASKED_GRACE_S = 10.0
 """What tasks get whose cluster ended under them, where their process serves others too."""
+_STRAGGLERS_S = 10.0
+"""What they get after a client has restarted their cluster."""
 
 
 class Lender(Protocol):
@@ -103,23 +110,34 @@ class HeldLease:
         self._slots = grant.slots or grant.threads
         self._local = local
         self._send = send
-        self._process: WorkerProcess | None = None
         self._leaving: asyncio.Future[str] = loop.create_future()
         self._grace_s = _UNASKED_GRACE_S
         self._taken = False
-        self._left: asyncio.Future[str] = loop.create_future()
         self._joined = False
         self._failed = False
         """It never joined, for a reason of its own: see `SlotsLeft`."""
-        self._released: asyncio.Future[None] = loop.create_future()
-        self._exited: asyncio.Future[None] = loop.create_future()
-        self._asked = False
-        """Whether its process was asked to join."""
         self._parting = False
         self._died = ""
         """How its process ended, if that was not our doing."""
         self._signature: asyncio.Future[Signature] | None = None
         self._key = ""
+        self._signed: Credentials | None = None
+        """The last that another agent has signed: a restart needs no server."""
+        self._patience: asyncio.TimerHandle | None = None
+        """Runs while tasks from before a restart go on."""
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Know nothing of a process yet."""
+        loop = asyncio.get_running_loop()
+        self._process: WorkerProcess | None = None
+        self._left: asyncio.Future[str] = loop.create_future()
+        self._released: asyncio.Future[None] = loop.create_future()
+        self._exited: asyncio.Future[None] = loop.create_future()
+        self._asked = False
+        """Whether its process was asked to join."""
+        self._restarting = False
+        """Whether it has left for another one to join."""
 
     # ------------------------------------------------------------------ life
 
@@ -131,9 +149,14 @@ class HeldLease:
         try:
             await self._unless_leaving(self._lender.lend(self._slots), PLACE_S, "this agent has not so many free threads")
             lent = True
-            self._process = await self._take_process()
-            await self._join(self._process)
-            await asyncio.wait([self._left, self._leaving], return_when=asyncio.FIRST_COMPLETED)
+            while True:
+                process = self._process = await self._take_process()
+                await self._join(process)
+                await asyncio.wait([self._left, self._leaving], return_when=asyncio.FIRST_COMPLETED)
+                if self._leaving.done() or not self._restarting:
+                    break
+                await self._end_process(process)
+                self._begin_anew()
             why = self._left.result() if self._left.done() else self._leaving.result()
         except Gone as exc:
             why = str(exc)
@@ -168,6 +191,19 @@ class HeldLease:
         process.lent += grant.threads
         return process
 
+    async def _end_process(self, process: WorkerProcess) -> None:
+        """End a process in whose place another one is to join; its threads are not free before it has ended."""
+        process.kill(deaths.RESTARTED)
+        await asyncio.wait([self._exited], timeout=_KILLED_S)
+        if not self._exited.done():
+            raise Gone("its worker process could not be ended for a restart")
+        self._give_up(process)
+        log.info("a client restarted a worker", extra={"action": "worker_restarted", "lease": self.grant.lease})
+
+    def _give_up(self, process: WorkerProcess) -> None:
+        process.lent -= self.grant.threads
+        process.leases.discard(self.grant.lease)
+
     def _fresh_limit_bytes(self) -> int | None:
         """Return what a process of its own may use: what was asked for, or the part that goes with its threads."""
         grant = self.grant
@@ -187,7 +223,7 @@ class HeldLease:
         if self._local is not None:
             address, credentials = await self._unless_leaving(self._local(), None, "")
         else:
-            address, credentials = grant.address, await self._ask_for_signature()
+            address, credentials = grant.address, self._signed or await self._ask_for_signature()
         self.expires_us = credentials.expires_us
         limit = self._memory_limit_bytes if process.limit_bytes is None else process.limit_bytes
         self._asked = True
@@ -208,6 +244,7 @@ class HeldLease:
                 env=grant.env,
                 timeout_s=START_S,
                 answer_s=ANSWER_S,
+                fresh=grant.fresh,
             )
         )
 
@@ -222,7 +259,8 @@ class HeldLease:
         if not signature.certificate:
             raise Gone("its certificate was refused by the agent of the scheduler")
         certificate = signature.certificate.decode()
-        return Credentials(signature.ca.decode(), certificate, self._key, expiry_us(certificate))
+        self._signed = Credentials(signature.ca.decode(), certificate, self._key, expiry_us(certificate))
+        return self._signed
 
     async def _unless_leaving(
         self, step: Coroutine[Any, Any, Any] | asyncio.Future[Any], timeout_s: float | None, too_late: str
@@ -249,14 +287,14 @@ class HeldLease:
                     await asyncio.wait([self._released], timeout=self._grace_s)
         finally:
             self._parting = True
+            self._be_patient(on=False)
             if process.for_lease:
                 process.kill(deaths.LEASE_OVER)
             elif self._asked and not self._released.done():
                 process.kill(deaths.FOR_A_CLUSTER)
             if (process.for_lease or (self._asked and not self._released.done())) and not process.ended:
                 await asyncio.wait([self._exited], timeout=_KILLED_S)  # its threads are not free before it has ended
-            process.lent -= self.grant.threads
-            process.leases.discard(self.grant.lease)
+            self._give_up(process)
 
     # ------------------------------------------------------------------ what happens to it
 
@@ -296,25 +334,44 @@ class HeldLease:
         if self.address and not self._leaving.done():
             self._send(SlotsJoined(self.grant.lease, self.address))
 
-    def heard(self, frame: Joined | Left | Released) -> None:
+    def heard(self, frame: Joined | Left | Stragglers | Released) -> None:
         """Take what its process says."""
         if isinstance(frame, Joined):
             self._joined = True
             self.address = frame.address
             self.tell()
+        elif isinstance(frame, Stragglers):
+            self._be_patient(on=frame.busy > 0)
         elif isinstance(frame, Left):
             self.address = ""
             if not self._left.done():
                 self._failed = frame.failed and not frame.unanswered
+                self._restarting = frame.restart
                 self._left.set_result(f"it could not join: {frame.reason}" if frame.failed else frame.reason)
         elif not self._released.done():
             self._released.set_result(None)
+
+    def _be_patient(self, *, on: bool) -> None:
+        """Begin to wait for tasks from before a restart, if that has not begun, or stop it."""
+        if on and self._patience is None and not self._parting:
+            self._patience = asyncio.get_running_loop().call_later(_STRAGGLERS_S, self._lose_patience)
+        elif not on and self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _lose_patience(self) -> None:
+        if self._process is not None:
+            log.warning(
+                "worker process killed: tasks from before a restart did not end in time",
+                extra={"action": "worker_killed", "worker": self._process.name, "lease": self.grant.lease},
+            )
+            self._process.kill(deaths.FOR_A_RESTART)
 
     def process_ended(self, death: Death) -> None:
         """Its process is no more."""
         self.address = ""
         how = f"its worker process {death.how}"
-        if not self._parting:
+        if not self._parting and not self._restarting:
             self._died = how
             # One that others use too may have died of them.
             self._failed = self._asked and not self._joined and self._process is not None and self._process.for_lease

@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import ssl
 import sys
 import threading
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import distributed.core
 from distributed import Client, Worker
-from distributed.comm import connect
-from distributed.core import Server, Status
+from distributed.core import Status
 from distributed.utils import in_async_call
 from distributed.worker import WORKER_ANY_RUNNING
 
@@ -43,19 +40,6 @@ class MemberWorker(Worker):  # type: ignore[misc]
     async def _register_with_scheduler(self) -> None:
         self.prepared.set()
         await super()._register_with_scheduler()
-
-    async def refusal(self, timeout_s: float) -> str:
-        """Say why scheduler and worker refuse each other's certificates; empty if they do not, or none answers.
-
-        Dask asks again after every failure, this one too.
-        """
-        try:
-            async with asyncio.timeout(timeout_s):
-                comm = await connect(self.scheduler.address, timeout=timeout_s / 2, **self.connection_args)
-        except OSError as exc:  # `TimeoutError` is one
-            return _tls_error(exc)
-        comm.abort()
-        return ""
 
     def _get_client(self, timeout: float | None = None) -> Any:
         """Return the client of this worker's tasks.
@@ -126,16 +110,6 @@ class MemberWorker(Worker):  # type: ignore[misc]
         self._client = None
 
 
-def _tls_error(exc: BaseException) -> str:
-    """Return what an exception that came of a failed TLS handshake says of it, an empty text for any other."""
-    seen: BaseException | None = exc
-    while seen is not None:
-        if isinstance(seen, ssl.SSLError):
-            return str(seen)
-        seen = seen.__cause__ or seen.__context__
-    return ""
-
-
 def forget_handlers() -> None:
     """Empty the cache in which Dask keeps the bound methods of every server that ever answered, and with them the server.
 
@@ -144,43 +118,3 @@ def forget_handlers() -> None:
     cached: Any = getattr(distributed.core, "_expects_comm", None)
     if hasattr(cached, "cache_clear"):
         cached.cache_clear()
-
-
-class Restarter(Server):  # type: ignore[misc]
-    """What the scheduler takes for the worker's nanny, so that ``Client.restart`` works.
-
-    Parameters
-    ----------
-    restart
-        Ends the worker, and starts the next one in the background.
-    """
-
-    def __init__(self, restart: Callable[[str], Awaitable[None]], connection_args: dict[str, Any], scratch: str) -> None:
-        self._restart = restart
-        super().__init__(
-            handlers={
-                "kill": self._kill,
-                "restart": self._kill,
-                "instantiate": self._no,
-                "plugin_add": self._no,
-                "plugin_remove": self._no,
-                "get_logs": self._no_logs,
-                "close_gracefully": self._no,
-                "terminate": self._no,
-            },
-            connection_args=connection_args,
-            local_directory=scratch,
-            needs_workdir=False,
-        )
-        with contextlib.suppress(ValueError):
-            sys.path.remove(self.local_directory)  # every server of Dask puts its folder there
-
-    async def _kill(self, timeout: float | None = None, reason: str = "restart") -> None:  # noqa: ARG002, ASYNC109
-        await self._restart(reason)
-
-    def _no(self, **_: Any) -> dict[str, str]:
-        """Processes belong to the agent: nanny plug-ins and nannies' ends have no meaning here."""
-        return {"status": "OK"}
-
-    def _no_logs(self, **_: Any) -> list[tuple[str, str]]:
-        return []

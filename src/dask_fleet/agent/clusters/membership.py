@@ -11,10 +11,10 @@ the working folder, ``sys.path``, modules, and the thread on which Dask (de)seri
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import shutil
-import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,13 @@ import dask
 
 from dask_fleet.agent import job_clients
 from dask_fleet.agent.clusters import dask_config
+from dask_fleet.agent.clusters.asking import Unanswered, answered
 from dask_fleet.agent.clusters.credentials import Credentials
 from dask_fleet.agent.clusters.fair_pool import FairPool, FairThreadPoolExecutor
-from dask_fleet.agent.clusters.frames import Join, Joined, Leave, Left, MembershipBound, Released
-from dask_fleet.agent.clusters.member_worker import MemberWorker, Restarter, forget_handlers
+from dask_fleet.agent.clusters.frames import Join, Joined, Leave, Left, MembershipBound, Released, Stragglers
+from dask_fleet.agent.clusters.member_worker import MemberWorker, forget_handlers
+from dask_fleet.agent.clusters.names import dask_name
+from dask_fleet.agent.clusters.nanny import MemberNanny
 from dask_fleet.agent.clusters.security import MemberSecurity
 from dask_fleet.agent.dask_runtime import DaskRuntime
 from dask_fleet.agent.event_loop import EventLoopThread
@@ -37,6 +40,8 @@ log = logging.getLogger(__name__)
 
 _WIPE_AGAIN_S = (0.05, 0.2, 1.0)
 """Waits between the tries to remove a scratch folder."""
+_END_S = 5.0
+"""What a step of ending a worker for a restart may take; what has not ended then ends with its process, or later."""
 
 
 class Memberships:
@@ -87,12 +92,12 @@ class Memberships:
         self._members.pop(membership, None)
 
 
-class _Unanswered(Exception):
-    """The scheduler has not answered a worker that was ready."""
-
-
 class _Membership:
-    """One membership, on the event loop's thread; over a restart by a client it has one Dask worker after the other."""
+    """One membership, on the event loop's thread.
+
+    Restarted by a client, one in a shared process has one Dask worker after the other; one in a fresh process waits for the
+    end of that, and the agent lets another process join in its place.
+    """
 
     def __init__(
         self, join: Join, pool: FairPool, send: Callable[[Frame], None], forget: Callable[[str], None]
@@ -104,38 +109,56 @@ class _Membership:
         self.security = MemberSecurity(join.credentials)
         self._scratch = Path(join.local_directory) / "dask-scratch-space" / f"membership-{join.membership}"
         self._worker: MemberWorker | None = None
-        self._restarter: Restarter | None = None
-        self._views: list[FairThreadPoolExecutor] = []
+        self._nanny: MemberNanny | None = None
+        self._view: FairThreadPoolExecutor | None = None
+        self._old_views: list[FairThreadPoolExecutor] = []
+        """Of workers that have ended, until the last of their tasks has."""
         self._leaving = asyncio.Event()
-        self._restarts = 0
-        self._unreleased = 0
+        self._restart_wanted = False
+        self._told = asyncio.Event()
+        """Whether who asked for the restart knows that the worker has ended."""
+        self._left = False
 
     async def live(self) -> None:
         """Join, stay until the end, and clean up."""
-        reason, failed, unanswered = "", True, False
+        reason, failed, unanswered = "left", True, False
         try:
-            await self._start_restarter()
+            nanny = await self._start_nanny()
             while True:
-                restarts = self._restarts
-                worker = self._make_worker()
+                self._restart_wanted = False
+                self._told.clear()
+                if not await self._begun(nanny):
+                    break
+                worker = self._make_worker(nanny)
                 if not await self._started(worker):
                     break
+                await nanny.ready()
                 failed = False
                 self._send(Joined(self._join.membership, worker.address))
                 await self._unless_leaving(worker.finished())
-                if self._restarts == restarts or self._leaving.is_set():
+                if not self._restart_wanted or self._leaving.is_set():
                     break
+                await self._until_told()
+                if self._join.fresh:
+                    self._send(Left(self._join.membership, "restarted by a client", self._busy(), restart=True))
+                    return  # the rest goes with the process
+                self._replace_view()
             reason = "left" if self._leaving.is_set() else worker.close_reason
             failed = False
-        except _Unanswered as exc:
+        except Unanswered as exc:
             reason, unanswered = str(exc), True
         except Exception as exc:  # noqa: BLE001 - whatever it is, the agent is told
             cause = exc.__cause__ or exc  # Dask's own says only that it failed to start
             reason = f"{type(cause).__name__}: {cause}"
-        finally:
+        await self._end(reason, failed=failed, unanswered=unanswered)
+
+    async def _end(self, reason: str, *, failed: bool, unanswered: bool) -> None:
+        """Clean up, and say so."""
+        try:
             await self._clean_up()
-        busy = sum(view.busy for view in self._views)
-        self._send(Left(self._join.membership, reason, busy, failed, unanswered))
+        except Exception:
+            log.exception("a membership was not cleaned up")
+        self._send(Left(self._join.membership, reason, self._busy(), failed, unanswered))
         self._release()
 
     async def leave(self) -> None:
@@ -146,14 +169,71 @@ class _Membership:
         """Show another certificate from now on."""
         self.security.renew(credentials)
 
-    async def restart(self, reason: str) -> None:
-        """End the worker, the scheduler having taken note, so that the next one joins. What its tasks hold stays held."""
+    async def _end_worker(self, reason: str) -> None:
+        """End the worker, the scheduler having taken note, so that the next one can join. What its tasks hold stays held."""
         worker = self._worker
         if worker is None or self._leaving.is_set():
             return
-        self._restarts += 1
-        await worker.scheduler.unregister(address=worker.address, stimulus_id=reason)
-        await worker.close(reason=reason)
+        self._restart_wanted = True
+        try:
+            async with asyncio.timeout(_END_S):
+                await worker.scheduler.unregister(address=worker.address, stimulus_id=reason, expected=True)
+        except Exception as exc:  # noqa: BLE001 - it will see that the worker is gone
+            log.debug("a worker's end was not announced: %r", exc)
+        await worker.close(timeout=_END_S, reason=reason)
+
+    async def _until_told(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_END_S):
+                await self._told.wait()
+
+    def _replace_view(self) -> None:
+        """Let the next worker have all its threads, whatever tasks of before still hold."""
+        view = self._view
+        assert view is not None
+        self._close_view()
+        view.replace()
+        if busy := self._busy():
+            self._send(Stragglers(self._join.membership, busy))
+
+    def _close_view(self) -> None:
+        loop, view = asyncio.get_running_loop(), self._view
+        if view is not None:
+            self._view = None
+            self._old_views.append(view)
+
+            def ended() -> None:
+                loop.call_soon_threadsafe(self._tasks_ended, view)
+
+            view.close(ended)
+
+    def _tasks_ended(self, view: FairThreadPoolExecutor) -> None:
+        self._old_views.remove(view)
+        if self._left:
+            self._release_if_idle()
+        elif not self._old_views:
+            self._send(Stragglers(self._join.membership, 0))
+
+    def _busy(self) -> int:
+        """Threads that tasks hold, those of before a restart included."""
+        return sum(view.busy for view in self._old_views) + (self._view.busy if self._view is not None else 0)
+
+    async def _begun(self, nanny: MemberNanny) -> bool:
+        """Let the nanny fetch plug-ins and set them up, but no longer than until the membership is to end; whether it has."""
+        if not self._join.fresh:
+            return True
+        asking = asyncio.create_task(nanny.ask(), name="ask-for-plugins")
+        leaving = asyncio.create_task(self._leaving.wait(), name="leaving")
+        try:
+            await answered(self._join, self._connection_args, asking, leaving)
+            return asking.done() and await self._unless_leaving(nanny.set_up(asking.result()))
+        finally:
+            asking.cancel()
+            leaving.cancel()
+
+    def _connection_args(self) -> dict[str, Any]:
+        args: dict[str, Any] = self.security.get_connection_args("worker")
+        return args
 
     async def _started(self, worker: MemberWorker) -> bool:
         """Wait until the scheduler has taken it, but no longer than until the membership is to end; whether it has.
@@ -172,32 +252,13 @@ class _Membership:
             await asyncio.wait(waits, timeout=join.timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if not (start.done() or leaving.done() or prepared.done()):
                 raise TimeoutError(f"it was not ready within {join.timeout_s:g} s; does a preload or a plug-in wait?")
-            await self._answered(worker, start, leaving)
+            await answered(join, self._connection_args, start, leaving)
             if start.done():
                 await start
             return start.done()
         finally:
             for task in waits:
                 task.cancel()
-
-    async def _answered(self, worker: MemberWorker, start: asyncio.Task[Any], leaving: asyncio.Task[Any]) -> None:
-        """Wait until the scheduler has answered or the membership is to end."""
-        join, deadline = self._join, time.monotonic() + self._join.answer_s
-        while True:
-            left_s = deadline - time.monotonic()
-            waits_s = max(0.0, min(join.probe_s, left_s))
-            done, _ = await asyncio.wait([start, leaving], timeout=waits_s, return_when=asyncio.FIRST_COMPLETED)
-            if done:
-                return
-            if left_s <= 0:
-                raise _Unanswered(f"its scheduler at {join.scheduler} did not answer it within {join.answer_s:g} s")
-            probe = asyncio.create_task(worker.refusal(join.probe_s), name="probe")
-            try:
-                await asyncio.wait([start, leaving, probe], return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                probe.cancel()
-            if not start.done() and not leaving.done() and (refusal := probe.result()):
-                raise ConnectionRefusedError(f"it and its scheduler do not accept each other's certificates: {refusal}")
 
     async def _unless_leaving(self, step: Coroutine[Any, Any, Any]) -> bool:
         """Wait for `step`, but no longer than until the membership is to end; whether it is over."""
@@ -213,23 +274,23 @@ class _Membership:
             leaving.cancel()
             task.cancel()
 
-    async def _start_restarter(self) -> None:
-        arguments = self.security.get_connection_args("worker")
+    async def _start_nanny(self) -> MemberNanny:
         self._scratch.mkdir(parents=True, exist_ok=True)
-        self._restarter = Restarter(self.restart, arguments, str(self._scratch))
-        await self._restarter.listen(f"tls://{self._join.host}:0", **self.security.get_listen_args("worker"))
-        await self._restarter
+        nanny = self._nanny = MemberNanny(
+            self._join, self.security, str(self._scratch), end_worker=self._end_worker, go_on=self._told.set
+        )
+        await nanny.listen(f"tls://{self._join.host}:0", **self.security.get_listen_args("worker"))
+        await nanny
+        return nanny
 
-    def _make_worker(self) -> MemberWorker:
+    def _make_worker(self, nanny: MemberNanny) -> MemberWorker:
         join = self._join
-        assert self._restarter is not None
-        view = self._pool.view(join.nthreads)
-        self._views.append(view)
+        view = self._view = self._pool.view(join.nthreads)
         # Set while the worker reads it, without an await in between: Dask's configuration belongs to the process.
         with dask.config.set(dask_config.flat(join.config)):
             worker = MemberWorker(
                 join.scheduler,
-                name=join.name,
+                name=dask_name(join.name),
                 nthreads=join.nthreads,
                 memory_limit=join.memory_limit or None,
                 resources=join.resources or None,
@@ -238,40 +299,32 @@ class _Membership:
                 protocol="tls",
                 host=join.host,
                 executor={"default": view},
-                nanny=self._restarter.address,
+                nanny=nanny.address,
                 preload=join.preloads or None,
                 death_timeout=None,  # see `_started`
             )
-        self._worker = worker
+        self._worker = nanny.worker = worker
         return worker
 
     async def _clean_up(self) -> None:
         if self._worker is not None:
             await self._worker.close(reason="left")
-        if self._restarter is not None:
-            await self._restarter.close()
+        if self._nanny is not None:
+            await self._nanny.tear_down()
             forget_handlers()
         await _wipe(self._scratch)
 
     def _release(self) -> None:
-        """Close the views and say so when the last task has ended."""
-        loop = asyncio.get_running_loop()
-        self._unreleased = len(self._views) or 1
+        """Say so when the last task has ended."""
+        self._left = True
+        self._close_view()
+        self._release_if_idle()
+        self._worker = self._nanny = None
 
-        def one_idle() -> None:
-            self._unreleased -= 1
-            if self._unreleased == 0:
-                self._forget(self._join.membership)
-                self._send(Released(self._join.membership))
-
-        def idle() -> None:
-            loop.call_soon_threadsafe(one_idle)
-
-        for view in self._views:
-            view.close(idle)
-        if not self._views:
-            one_idle()
-        self._worker = self._restarter = None
+    def _release_if_idle(self) -> None:
+        if not self._old_views:
+            self._forget(self._join.membership)
+            self._send(Released(self._join.membership))
 
 
 async def _wipe(folder: Path) -> None:

@@ -27,6 +27,7 @@ from dask_fleet.agent.clusters.frames import (
     Spare,
     decode_for_scheduler,
 )
+from dask_fleet.agent.clusters.names import dask_name
 from dask_fleet.agent.framing import FrameBuffer
 from dask_fleet.protocol.frames import Frame, encode_prefixed
 from dask_fleet.services.provided import provide
@@ -164,7 +165,10 @@ class _Process:
         try:
             if names:
                 retired = await self._scheduler.retire_workers(
-                    names=names, close_workers=False, remove=False, stimulus_id=f"retire-{request.request}"
+                    names=[dask_name(worker) for worker in names],
+                    close_workers=False,
+                    remove=False,
+                    stimulus_id=f"retire-{request.request}",
                 )
                 moved = [str(worker["name"]) for worker in retired.values()]
                 kept = self._scheduler.why_kept(set(names).difference(moved))

@@ -213,3 +213,67 @@ def test_jobs_and_tasks_share_the_places() -> None:
     gate.open.set()
     wait(job)
     held.result(PATIENCE_S)
+
+
+def test_the_next_view_has_all_places_while_tasks_of_a_replaced_one_go_on() -> None:
+    """And afterwards there are as many as before: a place that stayed would let three tasks run at once."""
+    pool = make(2)
+    old, stuck, away = pool.view(2), Gate(), Gate()
+
+    def leave() -> str:
+        secede()
+        return away()
+
+    held = old.submit(stuck), old.submit(leave)
+    wait(stuck.entered)
+    wait(away.entered)
+    busy = [Gate() for _ in range(2)]
+    next_view = pool.view(2)
+    idle = threading.Event()
+    old.close(idle.set)
+    old.replace()
+    done = [next_view.submit(gate) for gate in busy]
+    for gate in busy:
+        wait(gate.entered)  # both at once
+    for gate in (stuck, away, *busy):
+        gate.open.set()
+    assert [future.result(PATIENCE_S) for future in (*held, *done)] == ["through"] * 4
+    wait(idle)
+    wide, gates = pool.view(5), [Gate() for _ in range(5)]
+    last = [wide.submit(gate) for gate in gates]
+    eventually(lambda: sum(gate.entered.is_set() for gate in gates) == 2)
+    assert not threading.Event().wait(0.2)  # a third would have begun by now
+    assert sum(gate.entered.is_set() for gate in gates) == 2
+    for gate in gates:
+        gate.open.set()
+    assert [future.result(PATIENCE_S) for future in last] == ["through"] * 5
+
+
+@pytest.mark.parametrize("secedes", [False, True])
+def test_a_replaced_task_gives_its_place_back_once_however_it_ends(*, secedes: bool) -> None:
+    pool = make(1)
+    old, gate = pool.view(1), Gate()
+
+    def task() -> str:
+        gate()
+        if secedes:
+            secede()
+            rejoin()
+        return "through"
+
+    future = old.submit(task)
+    wait(gate.entered)
+    idle = threading.Event()
+    old.close(idle.set)
+    old.replace()
+    old.replace()  # a second time changes nothing
+    gate.open.set()
+    assert future.result(PATIENCE_S) == "through"
+    wait(idle)
+    wide, gates = pool.view(3), [Gate() for _ in range(3)]
+    last = [wide.submit(one) for one in gates]
+    wait(gates[0].entered)
+    assert not gates[1].entered.wait(0.2)
+    for one in gates:
+        one.open.set()
+    assert [one.result(PATIENCE_S) for one in last] == ["through"] * 3

@@ -1,0 +1,103 @@
+"""Restarts of Dask workers, as a cluster's scheduler does them: their nannies are asked, and fresh workers waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Literal
+
+from distributed import Scheduler
+from distributed.core import rpc
+
+log = logging.getLogger(__name__)
+
+_ANSWER_S = 8.0
+"""What a worker may take to let go. One that computes in C without letting go of the interpreter never answers."""
+_LOOK_S = 0.05
+
+Outcome = Literal["OK", "timed out"]
+
+
+async def restart_workers(
+    scheduler: Scheduler,
+    workers: Iterable[str] | None,
+    *,
+    replace: Callable[[list[str]], None],
+    client: str | None,
+    timeout_s: float,
+    wait_for_workers: bool,
+    on_error: str,
+    stimulus_id: str,
+) -> dict[str, Outcome]:
+    """Restart workers, all by default; the same contract as that of ``distributed.Scheduler.restart_workers``.
+
+    Dask gives up where a nanny does not answer. Here that is the worker's own process, so one that is dead or deaf is what a
+    restart is for.
+
+    Parameters
+    ----------
+    replace
+        Takes the names of workers that do not answer; their agent is to end their processes and have others join.
+
+    Raises
+    ------
+    TimeoutError
+        If there are fewer workers than before after `timeout_s`, and `on_error` is ``"raise"``.
+    """
+    deadline = time.monotonic() + timeout_s
+    before = len(scheduler.workers)
+    chosen = list(scheduler.workers) if workers is None else [one for one in set(workers) if one in scheduler.workers]
+    names = {address: str(scheduler.workers[address].name) for address in chosen}
+    nannies = {address: scheduler.workers[address].nanny for address in chosen}
+    answered = await asyncio.gather(
+        *(_kill(scheduler, nannies[address], min(timeout_s, _ANSWER_S), stimulus_id) for address in chosen)
+    )
+    deaf = [address for address, heard in zip(chosen, answered, strict=True) if not heard]
+    for address in chosen:  # a worker that has ended may not have been able to say so
+        await scheduler.remove_worker(address, stimulus_id=stimulus_id, expected=True)
+    if deaf:
+        log.warning("workers that do not answer are replaced", extra={"action": "workers_replaced", "workers": len(deaf)})
+        replace([names[address] for address in deaf])
+    event = {"action": "restart-workers", "workers": chosen}
+    if client:
+        scheduler.log_event(client, event)
+    scheduler.log_event("all", event | {"client": client})
+    if not wait_for_workers or await until_back(scheduler, chosen, before, deadline - time.monotonic()):
+        return dict.fromkeys(chosen, "OK")
+    missing = before - len(scheduler.workers)
+    text = (
+        f"{missing} of the {len(chosen)} workers that were restarted have not come back after {timeout_s:.0f} s: "
+        "give it a longer timeout, or use wait_for_workers=False and Client.wait_for_workers"
+    )
+    if on_error == "raise":
+        raise TimeoutError(text)
+    log.error(text)
+    back = {str(worker.name) for worker in scheduler.workers.values()}
+    return {address: "OK" if names[address] in back else "timed out" for address in chosen}
+
+
+async def until_back(scheduler: Scheduler, gone: Collection[str], workers: int, timeout_s: float) -> bool:
+    """Wait until none is there at the addresses `gone` and there are so many `workers`; whether that is so in time."""
+    deadline = time.monotonic() + timeout_s
+    while len(scheduler.workers) < workers or any(address in scheduler.workers for address in gone):
+        if time.monotonic() >= deadline:
+            return False
+        await asyncio.sleep(_LOOK_S)
+    return True
+
+
+async def _kill(scheduler: Scheduler, nanny: str | None, timeout_s: float, reason: str) -> bool:
+    """Ask a nanny to end its worker; whether it has answered."""
+    if nanny is None:
+        return False
+    try:
+        async with asyncio.timeout(timeout_s):
+            connection: Any = rpc(nanny, connection_args=scheduler.connection_args)
+            async with connection as asked:
+                await asked.kill(reason=reason)
+    except OSError as exc:  # a TimeoutError, too
+        log.debug("a worker's nanny does not answer: %r", exc)
+        return False
+    return True
