@@ -21,7 +21,7 @@ class SizedCluster(Cluster):  # type: ignore[misc]
     """The part of a `FleetCluster` that changes its size, as Dask and its ``Adaptive`` ask for it."""
 
     _taken: Taken
-    _leaving: set[str]
+    _leaving: set[int | str]
     """Names of workers that were given back and are still there: they are not to be given back twice."""
 
     def _check_use(self) -> None:
@@ -116,11 +116,12 @@ class SizedCluster(Cluster):  # type: ignore[misc]
 
     async def scale_down(self, workers: Iterable[Any]) -> None:
         """Give these workers back, by name; of those that are still to come (see `plan`), any."""
-        names = set(map(str, workers)) - self._leaving
+        known = {str(name): name for name in self.observed}
+        names = {known.get(str(worker), worker) for worker in workers} - self._leaving
         there = names & self.observed
         self._leaving |= there
         try:
-            await self._scale(max(0, self.n_workers - len(names)), there)
+            await self._scale(max(0, self.n_workers - len(names)), map(str, there))
         except BaseException:
             self._leaving -= there
             raise
@@ -135,33 +136,33 @@ class SizedCluster(Cluster):  # type: ignore[misc]
         return int(self._document.get("n_workers", self._taken.body["n_workers"]))
 
     @property
-    def plan(self) -> set[str]:
+    def plan(self) -> set[int | str]:
         """Names of the workers that are to be there; of those that are still to come, stand-ins."""
         observed = self.observed
         self._leaving &= observed
-        there = sorted(observed - self._leaving)
+        there = _in_order(observed - self._leaving)
         wanted = self.n_workers
         return {*there[:wanted], *(f"to come {number}" for number in range(len(there), wanted))}
 
     @property
-    def requested(self) -> set[str]:
+    def requested(self) -> set[int | str]:
         """What the server has been asked for: the plan, always."""
         return self.plan
 
     @property
-    def observed(self) -> set[str]:
-        """Names of the workers that have joined."""
-        return {str(worker["name"]) for worker in self.scheduler_info["workers"].values()}
+    def observed(self) -> set[int | str]:
+        """Names of the workers that have joined: numbers, as in Dask's own clusters."""
+        return {worker["name"] for worker in self.scheduler_info["workers"].values()}
 
     @property
-    def worker_spec(self) -> dict[str, dict[str, Any]]:
+    def worker_spec(self) -> dict[int | str, dict[str, Any]]:
         """Options of each worker of the plan, as ``distributed.SpecCluster`` has them."""
         options = {
             "nthreads": self._document.get("threads_per_worker"),
             "memory_limit": self._document.get("memory_limit"),
             "resources": self._document.get("resources"),
         }
-        return {name: {"options": options} for name in sorted(self.plan)}
+        return {name: {"options": options} for name in _in_order(self.plan)}
 
     async def _scale(self, n: int, leave: Iterable[str] = ()) -> None:
         await in_thread(lambda: self._taken.scale(n, leave))
@@ -174,3 +175,8 @@ class SizedCluster(Cluster):  # type: ignore[misc]
         if not limit:
             raise ValueError("to scale by memory, give the cluster a memory_limit; or scale by n or cores")
         return int(limit)
+
+
+def _in_order(names: Iterable[int | str]) -> list[int | str]:
+    """Return names in the order of their numbers; those that are none come last."""
+    return sorted(names, key=lambda name: (isinstance(name, str), name))
