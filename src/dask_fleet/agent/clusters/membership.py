@@ -219,7 +219,7 @@ class _Membership:
         return sum(view.busy for view in self._old_views) + (self._view.busy if self._view is not None else 0)
 
     async def _begun(self, nanny: MemberNanny) -> bool:
-        """Let the nanny fetch plug-ins and set them up, but no longer than until the membership is to end; whether it has."""
+        """Let the nanny fetch plug-ins and set them up, but only until the membership is to end; whether it has."""
         if not self._join.fresh:
             return True
         asking = asyncio.create_task(nanny.ask(), name="ask-for-plugins")
