@@ -172,6 +172,35 @@ class _Attack:
                     await asyncio.gather(sending, return_exceptions=True)
                 return int(answer.split()[1])
 
+    async def hoard(self, *, batches: int, bodies: int, seconds: float) -> dict[str, Any]:
+        """Announce batches of 16 MiB and fall silent: some after one byte, the others after 100 KiB or 1.5 MiB.
+
+        Who is sent away comes again.
+        """
+        told: Counter[str] = Counter()
+        end = time.monotonic() + seconds
+        async with asyncio.TaskGroup() as group:
+            for number in range(batches + bodies):
+                size = 1 if number < batches else (100 << 10, 1536 << 10)[number % 2]
+                group.create_task(self._hoard(size, end, told), name=f"hoarder-{number}")
+        return {"told": dict(told)}
+
+    async def _hoard(self, size: int, end: float, told: Counter[str]) -> None:
+        head = (
+            f"POST {self._path}:batch HTTP/1.1\r\nHost: {self._address[0]}\r\nAuthorization: Bearer {self._token}\r\n"
+            f"Content-Type: application/x-ndjson\r\nContent-Length: {16 << 20}\r\n\r\n"
+        )
+        loop = asyncio.get_running_loop()
+        while time.monotonic() < end:
+            with socket.socket() as sock, contextlib.suppress(OSError, TimeoutError):
+                sock.setblocking(False)
+                async with asyncio.timeout(end - time.monotonic()):
+                    await loop.sock_connect(sock, self._address)
+                    await loop.sock_sendall(sock, head.encode() + b" " * size)
+                    answer = await loop.sock_recv(sock, 4_096)
+                    told[answer[9:12].decode("latin-1") or "nothing"] += 1
+            await asyncio.sleep(0.1)
+
     async def volleys(self, *, requests: int, seconds: float, per_s: float, at_once: int) -> dict[str, Any]:
         """Send hostile requests, so many or for so long, each volley on its own connection; `per_s` 0: without limit."""
         statuses: Counter[int] = Counter()

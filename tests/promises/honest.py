@@ -47,14 +47,31 @@ class Call(NamedTuple):
     not because of whatever else runs on the machine."""
 
 
+class Other(NamedTuple):
+    """A call of another kind, now and then."""
+
+    kind: str
+    """``batch``, of some sets, or ``large``, with a body of 200 KiB."""
+    begin: float
+    seconds: float
+
+
 class Honest:
     """``with Honest(target) as honest``: asks for results that are there already, and now and then for a new one.
+
+    Every `others_every` calls (0: never) it sends a batch of some sets or a large body, in turns.
 
     Its figures are there when the block has ended.
     """
 
     def __init__(
-        self, target: Target, *, first: int = 0, pause_s: float = PAUSE_S, cores: Collection[int] = ()
+        self,
+        target: Target,
+        *,
+        first: int = 0,
+        pause_s: float = PAUSE_S,
+        cores: Collection[int] = (),
+        others_every: int = 0,
     ) -> None:
         self._order = {
             "address": target.address,
@@ -66,9 +83,11 @@ class Honest:
             "first": first,
             "pause_s": pause_s,
             "cores": sorted(cores),
+            "others_every": others_every,
         }
         self.calls: list[Call] = []
         """Of repeated calls, which the server answers alone."""
+        self.others: list[Other] = []
         self.failed: list[str] = []
 
     def __enter__(self) -> Self:
@@ -95,6 +114,7 @@ class Honest:
         if kind is None:
             found = json.loads(told)
             self.calls, self.failed = [Call(*call) for call in found["calls"]], found["failed"]
+            self.others = [Other(*other) for other in found["others"]]
 
     def between(self, begin: float, end: float) -> list[Call]:
         """Return the calls that were under way at some time between two moments."""

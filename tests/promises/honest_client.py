@@ -20,6 +20,10 @@ _PROCESS_CLOCK = 2
 """``CPUCLOCK_SCHED`` of the kernel: processor time of all threads, exact in nanoseconds."""
 FRESH_EVERY = 50
 """Every so many calls one is new to the server; these are checked, and are not among the times."""
+LARGE_BYTES = 200 << 10
+SETS = 3
+LINE_BYTES, LINE_S = 50 << 10, 0.005
+"""A large body comes as over a line: else the server reads it all at once, and there is nothing to wait for."""
 
 
 def read_answer(sock: socket.socket) -> tuple[bytes, Any]:
@@ -46,21 +50,45 @@ def processor_clock(pid: int) -> int:
     return (~pid << 3) | _PROCESS_CLOCK
 
 
-def call_all(order: dict[str, Any], calls: list[tuple[float, float, float]], failed: list[str]) -> None:
+def call_all(
+    order: dict[str, Any],
+    calls: list[tuple[float, float, float]],
+    others: list[tuple[str, float, float]],
+    failed: list[str],
+) -> None:
     """Call until standard input ends."""
     host, port = order["address"]
     server = processor_clock(order["pid"])
-    head = (
-        f"POST {order['path']} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {order['token']}\r\n"
-        "Prefer: wait=30\r\nContent-Type: application/json\r\nContent-Length: "
-    )
-    number, count = order["first"], 0
+    path = order["path"]
+    common = f"HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {order['token']}\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} {common}Prefer: wait=30\r\nContent-Length: "
+    batch_head = f"POST {path}:batch {common}Content-Length: "
+    number, count, every = order["first"], 0, order["others_every"]
+
+    def other(kind: str) -> None:
+        """Send a batch of what is known already, or a large body, and note how long it took."""
+        parameters = json.dumps({"n": number})
+        is_batch = kind == "batch"
+        body = f"[{','.join([parameters] * SETS)}]" if is_batch else parameters.ljust(LARGE_BYTES)
+        begin = time.monotonic()
+        data = f"{batch_head if is_batch else head}{len(body)}\r\n\r\n{body}".encode()
+        for at in range(0, len(data), LINE_BYTES):
+            time.sleep(LINE_S if at else 0)
+            sock.sendall(data[at : at + LINE_BYTES])
+        answer, document = read_answer(sock)
+        others.append((kind, begin, time.monotonic() - begin))
+        what, expected = ("accepted", SETS) if is_batch else ("result", order["factor"] * number + order["summand"])
+        if document.get(what) != expected:
+            failed.append(f"{kind}: {answer[:40]!r} {document}")
+
     with socket.create_connection((host, port), timeout=TIMEOUT_S) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while not select.select([sys.stdin], [], [], order["pause_s"])[0]:
             fresh = count % FRESH_EVERY == 0
             count += 1
             number += fresh
+            if every and count % every == 0:
+                other("batch" if count // every % 2 else "large")
             body = json.dumps({"n": number}).encode()
             before_s = time.clock_gettime(server)
             begin = time.monotonic()
@@ -82,12 +110,13 @@ def main() -> None:
         os.sched_setaffinity(0, order["cores"])
     gc.disable()  # its own pauses are not the server's
     calls: list[tuple[float, float, float]] = []
+    others: list[tuple[str, float, float]] = []
     failed: list[str] = []
     try:
-        call_all(order, calls, failed)
+        call_all(order, calls, others, failed)
     except (OSError, ValueError) as exc:
         failed.append(repr(exc))
-    json.dump({"calls": calls, "failed": failed}, sys.stdout)
+    json.dump({"calls": calls, "others": others, "failed": failed}, sys.stdout)
 
 
 if __name__ == "__main__":

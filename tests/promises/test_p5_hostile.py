@@ -1,7 +1,8 @@
 """P5, at the HTTP edge: hostile requests and slow sockets hurt nobody but themselves.
 
 No answer of 500, the same server process, bounded memory, and an honest client beside them that gets all its answers, 99 of
-a hundred in at most twice its usual time.
+a hundred in at most twice its usual time; its batches and its bodies of 200 KiB, too, beside those who announce large ones
+and fall silent.
 
 Attackers, honest client and server are processes of their own. The attackers take only processor time that the other two
 do not want: what the client waits for longer is the server's doing. (Beside attackers who compete for the cores it waits
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import statistics
 import sys
@@ -32,7 +34,7 @@ from typing import Any, Self
 import pytest
 from tests.promises.attackers import Attackers
 from tests.promises.form import FULL, Record
-from tests.promises.honest import Call, Honest, Target, prefer, quantile_ms, resident_mb
+from tests.promises.honest import Call, Honest, Other, Target, prefer, quantile_ms, resident_mb
 from tests.promises.slow_sockets import Outcome, SlowSockets
 
 from dask_fleet.testing.served import ServedFleet
@@ -45,6 +47,11 @@ AT_ONCE = 4
 KINDS = {"silent": 300, "head": 300, "body": 350, "reader": 50}
 OVERSIZED = 100
 SALVOS = 5 if FULL else 1
+HOARD_S = 20.0
+OTHERS_EVERY = 50
+OTHERS_S = 8.0
+"""What a batch of three sets, or a body of 200 KiB, may take beside attackers. Where those keep it from its place it has to
+wait for as long as they do, or is refused."""
 WARM_UP_S = 4.0 if FULL else 2.0
 REST_S = 6.0 if FULL else 3.0
 SIEGES = 3 if FULL else 1
@@ -70,8 +77,14 @@ class Verdict:
     """The honest client's calls without attackers."""
     beside: dict[str, list[Call]] = field(default_factory=dict)
     """Its calls by what the attackers did meanwhile."""
+    others: list[Other] = field(default_factory=list)
+    """Its batches and large bodies beside them."""
     honest_failed: list[str] = field(default_factory=list)
     same_process: bool = False
+
+    def others_s(self, kind: str) -> float:
+        """The longest of a kind, of which there must be one."""
+        return max(other.seconds for other in self.others if other.kind == kind)
 
     def bound_ms(self) -> float:
         """What 99 of 100 calls may take beside attackers."""
@@ -88,9 +101,11 @@ class Verdict:
     def __str__(self) -> str:
         statuses = " ".join(f"{status}:{count}" for status, count in sorted(self.statuses.items()))
         phases = ", ".join(f"{phase} {told(calls)}" for phase, calls in self.beside.items() if calls)
+        others = ", ".join(f"{kind} {self.others_s(kind):.2f} s" for kind in sorted({other.kind for other in self.others}))
         return (
             f"{self.sent} sent, answers {statuses}, {self.unanswered} closed without; memory +{self.rss_mb:.0f} MB; "
-            f"the honest client's calls, median/99 % in ms (of these, the server busy): alone {told(self.alone)}, {phases}"
+            f"the honest client's calls, median/99 % in ms (of these, the server busy): alone {told(self.alone)}, {phases}; "
+            f"its slowest others beside them: {others or 'none'}"
         )
 
 
@@ -114,9 +129,11 @@ class Siege:
         self._fleet = fleet
         self._pid = fleet.server_pid()
         target = Target(fleet.url, fleet.token, self._pid)
-        with Honest(target):  # the first calls start processes and fill caches
+        asked = fleet.request("POST", "/v1/tokens", {"user": "honest", "scopes": ["submit", "read"]})
+        honest = Target(fleet.url, asked.json()["token"], self._pid)
+        with Honest(honest):  # the first calls start processes and fill caches
             time.sleep(WARM_UP_S)
-        self._honest = Honest(target, first=1_000_000)
+        self._honest = Honest(honest, first=1_000_000, others_every=OTHERS_EVERY)
         self.attackers = Attackers(target, polite=True, large_result=large_result)
         self.verdict = Verdict()
         self._phases: list[tuple[str, float, float]] = []
@@ -143,6 +160,8 @@ class Siege:
         for phase, begin, end in self._phases:
             calls = verdict.alone if phase == "alone" else verdict.beside.setdefault(phase, [])
             calls += honest.between(begin, end)
+            if phase != "alone":
+                verdict.others += [other for other in honest.others if begin <= other.begin < end]
         verdict.honest_failed = honest.failed
         verdict.same_process = self._fleet.server_pid() == self._pid and self._fleet.returncode is None
 
@@ -218,6 +237,13 @@ def slow_sockets_of_a_twin(fleet: ServedFleet) -> Verdict:
     return siege.verdict
 
 
+def hoarded_bodies(fleet: ServedFleet, *, batches: int, bodies: int) -> tuple[Verdict, dict[str, int]]:
+    with Siege(fleet) as siege:
+        told: dict[str, int] = siege.do("hoarding", "hoard", batches=batches, bodies=bodies, seconds=HOARD_S)["told"]
+    assert "Traceback" not in fleet.logs()
+    return siege.verdict, told
+
+
 # ---------------------------------------------------------------------- without end
 
 
@@ -251,6 +277,9 @@ SCENES: dict[str, tuple[Callable[[ServedFleet], Any], str | None]] = {
     **{f"slow sockets{again}": (slow_sockets, None if FULL else "hurried") for again in AGAIN},
     "scanning, slow sockets": (slow_sockets_of_a_twin, "scans-on-read"),
     "stock, silent": (stay_silent, "stock-http"),
+    "hoarded bodies": (functools.partial(hoarded_bodies, batches=8, bodies=24), None),
+    "gate first, hoarded bodies": (functools.partial(hoarded_bodies, batches=8, bodies=0), "gate-first"),
+    "ahead, hoarded bodies": (functools.partial(hoarded_bodies, batches=0, bodies=24), "reserves-ahead"),
     "hostile requests": (hostile_requests, None),
     "stock, endless head": (lambda fleet: grow(fleet, megabytes=150), "stock-http"),
     "endless head": (lambda fleet: grow(fleet, megabytes=150), None),
@@ -280,6 +309,8 @@ def test_hostile_requests_hurt_nobody(played: dict[str, Future[Any]], record_pro
     assert verdict.same_process
     assert not verdict.honest_failed, verdict.honest_failed[:3]
     assert verdict.rss_mb < 100, verdict
+    assert {other.kind for other in verdict.others} == {"batch", "large"}, verdict
+    assert max(other.seconds for other in verdict.others) < OTHERS_S, verdict
     assert verdict.beside_ms() <= verdict.bound_ms(), verdict
 
 
@@ -294,6 +325,8 @@ def test_slow_sockets_and_large_bodies_hurt_nobody(played: dict[str, Future[Any]
     assert verdict.same_process
     assert not verdict.honest_failed, verdict.honest_failed[:3]
     assert verdict.rss_mb < 50, verdict
+    assert {other.kind for other in verdict.others} == {"batch", "large"}, verdict
+    assert max(other.seconds for other in verdict.others) < OTHERS_S, verdict
     if not FULL:
         assert verdict.beside_ms() <= verdict.bound_ms(), verdict
 
@@ -313,6 +346,26 @@ def test_the_checker_notices_a_server_that_slow_sockets_slow_down(
     verdict = played["scanning, slow sockets"].result()
     record_property("figures", str(verdict))
     assert verdict.beside_ms() > verdict.bound_ms(), verdict
+
+
+def test_bodies_that_do_not_come_keep_nobody_from_theirs(played: dict[str, Future[Any]], record_property: Record) -> None:
+    verdict, told = played["hoarded bodies"].result()
+    record_property("figures", f"{verdict}; hoarders were told {told}")
+    assert verdict.same_process
+    assert not verdict.honest_failed, verdict.honest_failed[:3]
+    assert {other.kind for other in verdict.others} == {"batch", "large"}, verdict
+    assert max(other.seconds for other in verdict.others) < OTHERS_S, verdict
+    assert verdict.rss_mb < 50, verdict
+    assert set(told) <= {"408", "503"}, told
+
+
+@pytest.mark.parametrize(("twin", "kind"), [("gate first", "batch"), ("ahead", "large")])
+def test_the_checker_notices_a_server_that_hands_out_places_before_bodies_come(
+    played: dict[str, Future[Any]], record_property: Record, twin: str, kind: str
+) -> None:
+    verdict, _ = played[f"{twin}, hoarded bodies"].result()
+    record_property("figures", f"{verdict}; {verdict.honest_failed[:1]}")
+    assert verdict.others_s(kind) > OTHERS_S, verdict
 
 
 def test_the_checker_notices_a_server_without_deadlines(played: dict[str, Future[Any]], record_property: Record) -> None:

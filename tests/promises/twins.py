@@ -247,6 +247,46 @@ def scans_on_read() -> None:
     Lane.enter = lambda *_: False  # type: ignore[method-assign, assignment]
 
 
+def reserves_ahead() -> None:
+    """Give a large body all that it may ever need before it is read on, whoever's it is, and let nobody give way."""
+    from dask_fleet.server.body_budget import SMALL_BODY_BYTES, BodyBudget, Reservation
+    from dask_fleet.server.shares import Share, Shares
+
+    all_there_is = 16 << 20
+    honest = Reservation.cover
+
+    async def ahead(self: Reservation, size: int) -> None:
+        await honest(self, max(size, all_there_is) if size > SMALL_BODY_BYTES else size)
+
+    def nobody(self: Shares, now: float) -> Share | None:
+        return None
+
+    def no_elder(self: Shares) -> None:
+        self._elder = Share(None)
+
+    def anybodys(self: BodyBudget, user: object = None) -> Reservation:
+        return Reservation(self, None)
+
+    BodyBudget.reserve = anybodys  # type: ignore[method-assign]
+    Reservation.cover = ahead  # type: ignore[method-assign]
+    Shares.victim = nobody  # type: ignore[method-assign]
+    Shares._appoint = no_elder  # type: ignore[method-assign]
+
+
+def gate_first() -> None:
+    """Give a batch its place before its body is read."""
+    from dask_fleet.server.submit_batch import BATCHES_AT_ONCE, BatchSubmission
+
+    honest = BatchSubmission.__call__
+    gate = asyncio.Semaphore(BATCHES_AT_ONCE)
+
+    async def in_the_gate(self: BatchSubmission, scope: Any, receive: Any, principal: Any) -> Any:
+        async with gate:
+            return await honest(self, scope, receive, principal)
+
+    BatchSubmission.__call__ = in_the_gate  # type: ignore[method-assign]
+
+
 def endless_leases() -> None:
     """Take every agent for alive for ever, heard of or not."""
     from dask_fleet.controller.leases import LeaseKeeper
@@ -281,6 +321,8 @@ TWINS: dict[str, Callable[[], None]] = {
     "endless-leases": endless_leases,
     "fail-together": fail_together,
     "scans-on-read": scans_on_read,
+    "reserves-ahead": reserves_ahead,
+    "gate-first": gate_first,
     "stock-http": stock_http,
     "hurried": hurried,
 }

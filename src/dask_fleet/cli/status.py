@@ -39,6 +39,7 @@ def status_lines(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         ("connections_timed_out_total", "… timed out"),
         ("tls_handshakes_failed_total", "TLS handshakes failed"),
         ("requests_refused_total", "requests refused"),
+        ("large_bodies_refused_total", "large bodies refused"),
         ("tokens_refused_total", "tokens refused"),
     ):
         counts = edge.get(name, {})

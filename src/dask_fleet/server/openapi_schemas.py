@@ -57,6 +57,12 @@ _EDGE = {
                 "description": "What was no HTTP or over a limit of it, by the problem's code.",
             },
             "tls_handshakes_failed_total": _counts("timeout", "protocol", "disconnect"),
+            "large_body_bytes": {**_COUNT, "description": "Of request bodies over 64 KiB, in memory now."},
+            "large_bodies_waiting": {**_COUNT, "description": "Of these bodies, those that wait for room."},
+            "large_bodies_refused_total": {
+                **_counts("slow", "share", "patience"),
+                "description": "Sent away for others: too slow, of a user with more than half; or no room in 10 s.",
+            },
             "tokens_refused_total": _counts("missing", "unknown", "expired", "revoked"),
         }
     ),

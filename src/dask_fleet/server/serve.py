@@ -34,6 +34,7 @@ from dask_fleet.server.agent_keeper import kept_alive
 from dask_fleet.server.app import FleetApp
 from dask_fleet.server.auth import Principal, TokenAuthenticator, effective_scopes
 from dask_fleet.server.banner import banner
+from dask_fleet.server.body import LARGE_BODIES
 from dask_fleet.server.edge import Edge
 from dask_fleet.server.hosts import HostCheck
 from dask_fleet.server.http_protocol import FleetHTTPProtocol
@@ -156,7 +157,11 @@ async def _serve(settings: Settings, targets: list[str], parent: int | None) -> 
                 tokens=book,
                 needs_agent=settings.agent,
                 spool=data_dir / "spool",
-                figures=lambda: {**edge.figures(), "tokens_refused_total": dict(tokens.refused)},
+                figures=lambda: {
+                    **edge.figures(),
+                    **LARGE_BODIES.figures(),
+                    "tokens_refused_total": dict(tokens.refused),
+                },
             ),
             tokens=tokens,
             sign_in=sign_in,
