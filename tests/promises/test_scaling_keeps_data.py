@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from dask_fleet.testing.served import ServedFleet
 
 pytestmark = pytest.mark.promise
 
-PIECES = 400 if FULL else 80
+PIECES, SIZE = (400, 1_000_000) if FULL else (80, 20_000)
+BUSY_S = 35.0
+"""Longer than anything that once gave up waiting for the data of workers that leave."""
 WORKERS = 4
 PATIENCE_S = 120.0
 
@@ -57,14 +60,14 @@ class Data:
         self._client, self._runs = client, folder / "runs"
         self._runs.touch()
 
-        def compute(n: int, runs: str = str(self._runs)) -> tuple[int, bytes]:
+        def compute(n: int, runs: str = str(self._runs), size: int = SIZE) -> tuple[int, bytes]:
             with open(runs, "a") as out:  # noqa: PTH123 - by value, with nothing imported; one write each
                 out.write(f"{n}\n")
-            return n, bytes(20_000)
+            return n, bytes(size)
 
         on = list(client.scheduler_info(n_workers=-1)["workers"])
         self._scattered: list[Future] = [
-            client.scatter((n, bytes(20_000)), workers=[on[n % len(on)]], hash=False) for n in range(PIECES // 2)
+            client.scatter((n, bytes(SIZE)), workers=[on[n % len(on)]], hash=False) for n in range(PIECES // 2)
         ]
         self._computed: list[Future] = [
             client.submit(compute, n, workers=[on[n % len(on)]], allow_other_workers=True, pure=False)
@@ -77,7 +80,7 @@ class Data:
         for futures in (self._scattered, self._computed):
             for n, future in enumerate(futures):
                 try:
-                    kept += self._client.gather(future, direct=False) == (n, bytes(20_000))
+                    kept += self._client.gather(future, direct=False) == (n, bytes(SIZE))
                 except Exception:  # noqa: BLE001 - it is lost, in one of several ways
                     continue
         return Verdict(PIECES, kept, len(self._runs.read_text().split()) - len(self._computed))
@@ -96,6 +99,33 @@ def scaled(cluster: Cluster, folder: Path) -> Verdict:
 def test_scaling_down_keeps_data(fleet: ServedFleet, tmp_path: Path, record_property: Record) -> None:
     with FleetCluster(WORKERS, 1, url=fleet.url, token=fleet.token, quiet=True) as cluster:
         verdict = scaled(cluster, tmp_path)
+    record_property("figures", str(verdict))
+    assert verdict == Verdict(PIECES, PIECES, 0)
+
+
+def test_a_busy_scheduler_moves_the_data_when_it_can(fleet: ServedFleet, tmp_path: Path, record_property: Record) -> None:
+    """It takes in a large graph, say, and moves nothing meanwhile: the workers wait for it, however long that is."""
+
+    def be_busy(seconds: float) -> None:
+        __import__("time").sleep(seconds)
+
+    with (
+        FleetCluster(2, 1, url=fleet.url, token=fleet.token, quiet=True) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        data = Data(client, tmp_path)
+        busy = threading.Thread(target=client.run_on_scheduler, args=(be_busy, BUSY_S))
+        busy.start()
+        cluster.scale(1)
+
+        def waits() -> str:
+            return str(fleet.request("GET", f"/v1/clusters/{cluster.cluster_id}").json()["waiting_for"])
+
+        until(lambda: "the data of 1 worker to be moved" in waits(), "it to say what it waits for")
+        busy.join(PATIENCE_S)
+        until(lambda: workers(client) == 1, "the other to leave")
+        verdict = data.judge()
+        until(lambda: waits() == "None", "it to wait for nothing")
     record_property("figures", str(verdict))
     assert verdict == Verdict(PIECES, PIECES, 0)
 
