@@ -79,6 +79,8 @@ class Host:
         self.retires: bool = True
         self.kept: dict[str, str] = {}
         """Names of workers whose data nobody can take, and why."""
+        self.moved: set[tuple[str, int, str]] = set()
+        """Workers whose data its schedulers have moved: cluster, epoch, and name."""
         self.opens: bool = True
         self.joins: bool = True
         self.most_threads = 0
@@ -170,6 +172,7 @@ class Host:
                 if self.retires:
                     kept = {name: why for name, why in self.kept.items() if name in frame.workers}
                     moved = [name for name in frame.workers if name not in kept]
+                    self.moved.update((frame.cluster, frame.epoch, name) for name in moved)
                     self.say(Retired(frame.cluster, frame.epoch, moved, kept))
             case Sign():
                 self.say(Signed(frame.request, b"signed " + frame.csr, b"ca"))
