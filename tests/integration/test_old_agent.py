@@ -27,10 +27,14 @@ def test_an_agent_of_before_an_upgrade_is_ended_and_its_jobs_run_again(tmp_path:
         fleet.until(lambda: not fleet.processes(), "the end of the agent")
         command = [sys.executable, str(OLD_AGENT), str(fleet.data_dir), agent_id]
         with subprocess.Popen(command, env=fleet.environment, start_new_session=True) as old:
-            fleet.until(lambda: holder_pid(fleet.data_dir / "agent.lock") == old.pid, "the old agent to hold the lock")
-            fleet.start()  # and ready: the old one would have stayed for good
-            assert old.wait(10) == -signal.SIGKILL
-            assert members(old.pid) == []
+            try:
+                fleet.until(lambda: holder_pid(fleet.data_dir / "agent.lock") == old.pid, "the old agent to hold the lock")
+                fleet.start()  # and ready: the old one would have stayed for good
+                assert old.wait(10) == -signal.SIGKILL
+                assert members(old.pid) == []
+            finally:
+                for pid in members(old.pid):
+                    os.kill(pid, signal.SIGKILL)
         fleet.until_started("job", times=2)
         fleet.open_gate("job")
         ended = fleet.ended(job_id)
