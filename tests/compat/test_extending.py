@@ -99,10 +99,9 @@ def test_upload_file(client: Client, tmp_path: Path) -> None:
 
 
 def test_active_memory_manager(client: Client) -> None:
-    assert not client.amm.running()
-    client.amm.start()
     assert client.amm.running()
     client.amm.stop()
+    assert not client.amm.running()
     kept = client.scatter(np.arange(10_000), broadcast=True)
     assert len(client.who_has([kept])[kept.key]) == WORKERS
     # Its standard policy drops replicas that nobody needs.

@@ -31,6 +31,8 @@ class OpenCluster(Frame, frozen=True):
     idle_timeout_s: float | None = None
     memory_limit_bytes: int | None = None
     """Of the scheduler process; ``None`` is the agent's."""
+    for_job: bool = False
+    """It is a job's, whose graphs are short; a user's own, or a spare for one, is as Dask configures it."""
 
 
 class CloseCluster(Frame, frozen=True):

@@ -104,9 +104,31 @@ def test_configuration_and_preloads_of_a_cluster_reach_its_scheduler(here: OnLoo
     here.do(cluster.close())
     plain = here.do(here.site.open())
     with plain.client(set_as_default=False) as client:
-        assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.WORKER_SATURATION) == float("inf")
         assert client.get_scheduler_logs()
     here.do(plain.close())
+
+
+@pytest.mark.parametrize(
+    ("for_job", "config", "found"),
+    [
+        (False, {}, (1.1, True)),  # of Dask, as of a LocalCluster
+        (True, {}, (float("inf"), False)),
+        (True, {"distributed.scheduler.worker-saturation": 1.5}, (1.5, False)),
+        (False, {"distributed.scheduler.active-memory-manager.start": False}, (1.1, False)),
+    ],
+)
+def test_a_users_cluster_schedules_as_dask_does_and_a_jobs_for_short_graphs(
+    here: OnLoop, for_job: bool, config: dict[str, object], found: tuple[float, bool]
+) -> None:
+    cluster = here.do(here.site.open(for_job=for_job, config=config))
+    with cluster.client(set_as_default=False) as client:
+
+        def look(dask_scheduler: object = None) -> tuple[object, ...]:
+            s = dask_scheduler
+            return s.WORKER_SATURATION, s.extensions["amm"].running  # type: ignore[attr-defined,union-attr]
+
+        assert client.run_on_scheduler(look) == found
+    here.do(cluster.close())
 
 
 def test_it_reports_workers_tasks_clients_and_idleness(here: OnLoop, shared: list[WorkerProcess], tmp_path: Path) -> None:

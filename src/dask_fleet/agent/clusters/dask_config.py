@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 import dask
 
@@ -22,9 +23,9 @@ _QUIET: dict[str, Any] = {
     "distributed.comm.timeouts.connect": "10s",
 }
 
-_SCHEDULER: dict[str, Any] = _QUIET | {
-    # Short graphs are three times as fast when the workers hold their next tasks already; wide graphs that are to be
-    # walked depth first set it back to 1.1.
+_JOB_SCHEDULER: dict[str, Any] = {
+    # The graphs of jobs are short, and three times as fast when the workers hold their next tasks already. A user's own
+    # cluster has Dask's values: there, a wide graph that is not walked depth first may need far more memory.
     "distributed.scheduler.worker-saturation": float("inf"),
     "distributed.scheduler.active-memory-manager.start": False,
 }
@@ -39,13 +40,18 @@ _MEMBER: dict[str, Any] = _QUIET | {
 
 def set_scheduler_defaults() -> None:
     """Make our values the defaults of this process. What the host's or the user's files and variables say stays."""
-    dask.config.update_defaults(_nested(_SCHEDULER))
+    _set_defaults(_QUIET)
     _quiet_standard_error()
+
+
+def set_job_scheduler_defaults() -> None:
+    """As `set_scheduler_defaults`, of a scheduler that turns out to be that of a job's cluster."""
+    _set_defaults(_JOB_SCHEDULER)
 
 
 def set_member_defaults() -> None:
     """Make our values the defaults of this process, as `set_scheduler_defaults`."""
-    dask.config.update_defaults(_nested(_MEMBER))
+    _set_defaults(_MEMBER)
     _quiet_standard_error()
 
 
@@ -75,6 +81,19 @@ def _flat(prefix: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _flat(name, value)
         else:
             yield name, value
+
+
+def _set_defaults(values: Mapping[str, Any]) -> None:
+    missing = object()
+    # Of a value that was set to what Dask has anyway, Dask does not know that it was set.
+    ours = {name: value for name, value in values.items() if dask.config.get(name, missing, config=_told()) is missing}
+    dask.config.update_defaults(_nested(ours))
+
+
+@cache
+def _told() -> dict[str, Any]:
+    """Return what files and variables say, without anybody's defaults. They are read once in a process."""
+    return cast("dict[str, Any]", dask.config.collect())
 
 
 def _nested(config: Mapping[str, Any]) -> dict[str, Any]:

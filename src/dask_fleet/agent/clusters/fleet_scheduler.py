@@ -153,6 +153,8 @@ def make(request: Open) -> FleetScheduler:
     """
     if request.host in ("", "0.0.0.0", "::", "[::]"):  # noqa: S104
         raise ValueError(f"a scheduler listens on one address of its host, not on {request.host!r}")
+    if request.for_job:
+        dask_config.set_job_scheduler_defaults()
     dask.config.set(dask_config.flat(request.config))
     dask.config.set({"distributed.scheduler.http.routes": dask_config.without_proxy() if request.dashboard else []})
     # Dask's scheduler takes no folder. Where the workers spill to it would leave its locks, or if killed all it has.

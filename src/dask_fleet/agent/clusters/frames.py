@@ -33,6 +33,8 @@ class Open(Frame, frozen=True, kw_only=True):
     """Worker deaths before Dask blames a task; ``None`` leaves it to Dask's configuration."""
     targets: list[str] = msgspec.field(default_factory=list)
     """Services whose modules graphs may name, files or modules; imported when a graph does."""
+    for_job: bool = False
+    """Dask's configuration is made for short graphs unless somebody says otherwise."""
     folder: str = ""
     """Where it may write; it makes it, and whoever opens it removes it. Without one it is where Dask's are."""
     report_s: float = 1.0

@@ -136,6 +136,7 @@ class HeldCluster:
             idle_timeout_s=_beyond(request.idle_timeout_s),
             dashboard=request.dashboard,
             targets=list(self._targets),
+            for_job=request.for_job,
             folder=str(self.folder),
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dask_fleet.model.clusters import ClusterRecord, SlotLease
+from dask_fleet.model.clusters import ClusterKind, ClusterRecord, SlotLease
 from dask_fleet.protocol.cluster_frames import CloseCluster, GrantSlots, OpenCluster
 
 
@@ -19,6 +19,7 @@ def open_frame(record: ClusterRecord) -> OpenCluster:
         dashboard=spec.dashboard,
         idle_timeout_s=spec.idle_timeout_s,
         memory_limit_bytes=spec.scheduler_memory_limit_bytes,
+        for_job=record.kind is ClusterKind.JOB,
     )
 
 

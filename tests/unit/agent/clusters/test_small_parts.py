@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import dask
 import msgspec
 import pytest
@@ -56,6 +62,29 @@ def test_what_is_no_frame_is_told_after_those_before_it() -> None:
 )
 def test_a_nested_configuration_becomes_flat(nested: dict[str, object], flat: dict[str, object]) -> None:
     assert dask_config.flat(nested) == flat
+
+
+def test_what_the_hosts_files_and_variables_say_wins_over_our_defaults_even_if_it_is_what_dask_says(tmp_path: Path) -> None:
+    """In a process of its own: Dask's configuration and what was read of it are of the process."""
+    told = "distributed: {scheduler: {worker-saturation: 1.1}, worker: {profile: {enabled: true}}}"
+    (tmp_path / "dask.yaml").write_text(told)
+    script = """if True:
+        import dask, distributed, json
+        from dask_fleet.agent.clusters import dask_config
+        names = [
+            "distributed.scheduler.worker-saturation", "distributed.worker.profile.enabled",
+            "distributed.admin.tick.interval", "distributed.admin.system-monitor.interval",
+            "distributed.scheduler.active-memory-manager.start",
+        ]
+        found = []
+        for step in (dask_config.set_scheduler_defaults, dask_config.set_job_scheduler_defaults):
+            step()
+            found.append([dask.config.get(name) for name in names])
+        print(json.dumps(found))
+    """
+    env = os.environ | {"DASK_CONFIG": str(tmp_path), "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "30ms"}
+    said = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(said.stdout) == [[1.1, True, "30ms", "5s", True], [1.1, True, "30ms", "5s", False]]
 
 
 def test_the_proxy_is_served_whatever_is_configured_never() -> None:
