@@ -7,6 +7,7 @@ makes another client.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -15,13 +16,13 @@ from contextlib import suppress
 from dask_fleet.agent.clusters.authority import expiry_us, request_certificate
 from dask_fleet.agent.clusters.credentials import Credentials
 from dask_fleet.agent.clusters.security import MemberSecurity
+from dask_fleet.model.renewal import Renewal
 from dask_fleet.protocol.cluster_frames import JobCluster
+
+log = logging.getLogger(__name__)
 
 _LOOK_S = 600.0
 """Longest sleep between two looks at the clock: a host that was asleep must notice that time has passed."""
-_SOONEST_S = 0.5
-"""Time between two requests at least, whatever the clocks of two hosts say."""
-_RETRY_S = 60.0
 
 
 class JobCertificate:
@@ -34,12 +35,13 @@ class JobCertificate:
     """
 
     def __init__(self, member: str, ask: Callable[[bytes], None]) -> None:
+        self._member = member
         self._request, self._key = request_certificate(member)
         self._ask = ask
         self._lock = threading.Lock()
         self._credentials: Credentials | None = None
         self._securities: list[tuple[asyncio.AbstractEventLoop, MemberSecurity]] = []
-        self._due = 0.0
+        self._renewal = Renewal()
 
     def ask(self) -> None:
         """Ask for it, or for another one in its place."""
@@ -51,8 +53,8 @@ class JobCertificate:
         credentials = Credentials(answer.ca.decode(), certificate, self._key, expiry_us(certificate))
         with self._lock:
             self._credentials = credentials
-            now = time.time()
-            self._due = now + max(_SOONEST_S, (credentials.expires_us / 1e6 - now) / 2)
+            if not self._renewal.took(credentials.expires_us / 1e6, credentials.ca, time.time()):
+                log.warning("%s: %s", self._member, self._renewal.complaint, extra={"action": "certificate_ends"})
             securities = self._securities = [(loop, each) for loop, each in self._securities if not loop.is_closed()]
         for loop, security in securities:
             with suppress(RuntimeError):  # closed in this moment: its clients are gone
@@ -70,18 +72,14 @@ class JobCertificate:
         """Ask for another certificate half-way through each, until cancelled."""
         while True:
             with self._lock:
-                left_s = self._due - time.time()
+                now = time.time()
+                left_s = self._renewal.due_s - now
                 if left_s <= 0:
-                    self._due = time.time() + self._retry_s()
+                    self._renewal.asked(now)
             if left_s <= 0:
                 self.ask()
             else:
                 await asyncio.sleep(min(_LOOK_S, left_s))
-
-    def _retry_s(self) -> float:
-        """Return when to ask again should no answer come: often enough before the old one has ended."""
-        expires_us = self._credentials.expires_us if self._credentials is not None else 0
-        return min(_RETRY_S, max(_SOONEST_S, (expires_us / 1e6 - time.time()) / 4))
 
 
 def _renew(security: MemberSecurity, credentials: Credentials) -> None:

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from dask_fleet.model.clusters import DEFAULT_IDLE_TIMEOUT_S
+from dask_fleet.model.dask_configuration import check_memory
 from dask_fleet.model.durations import parse_bytes, parse_duration_s
 from dask_fleet.model.environment import checked_environment
 
@@ -199,9 +200,14 @@ def _or_none(value: Any, convert: Any) -> Any:
 
 def _json_able(config: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        return dict(json.loads(json.dumps(dict(config), allow_nan=False)))
+        found = dict(json.loads(json.dumps(dict(config), allow_nan=False)))
     except (TypeError, ValueError) as exc:
         raise ValueError(f"config must hold what JSON has: numbers, text, lists and dicts ({exc})") from None
+    try:
+        check_memory(found)
+    except ValueError as exc:
+        raise ValueError(f"config must be {exc}") from None
+    return found
 
 
 def _environment(env: Mapping[str, Any]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from distributed.core import Status
 from distributed.objects import SchedulerInfo
 
 from dask_fleet.client.cluster_key import validity_of
+from dask_fleet.model.renewal import Renewal
 
 if TYPE_CHECKING:
     from dask_fleet.client.cluster import FleetCluster
@@ -32,9 +33,6 @@ _FIRST_DELAY_S = 0.2
 _MAX_DELAY_S = 5.0
 RENEW_STEP_S = 600.0
 """Longest sleep between two looks at the clock: a laptop that was asleep must notice that time has passed."""
-_RENEW_RETRY_S = 60.0
-_RENEW_AT_LEAST_S = 0.5
-"""Between two renewals, whatever the clocks of two hosts say."""
 
 
 async def follow(cluster_ref: weakref.ref[FleetCluster]) -> None:
@@ -99,15 +97,17 @@ async def _subscribe(
 
 async def keep_certificate(cluster_ref: weakref.ref[FleetCluster]) -> None:
     """Renew the certificate when half of the time that it still had when it came has passed, until the cluster is closed."""
-    certificate, ends, due = "", 0.0, 0.0
+    certificate, renewal, is_told = "", Renewal(), False
     while (cluster := cluster_ref()) is not None and cluster.status == Status.running:
         now = time.time()
         if certificate != cluster.security.tls_client_cert:
             certificate = cluster.security.tls_client_cert
-            ends = validity_of(certificate)[1]
-            due = now + max(_RENEW_AT_LEAST_S, (ends - now) / 2)
-        if now >= due:
-            due = now + min(_RENEW_RETRY_S, max(_RENEW_AT_LEAST_S, (ends - now) / 4))
+            is_of_use = renewal.took(validity_of(certificate)[1], cluster.security.tls_ca_file, now)
+            if not (is_of_use or is_told):
+                log.warning("cluster %s: %s", cluster.name, renewal.complaint)
+            is_told = not is_of_use
+        if now >= renewal.due_s:
+            renewal.asked(now)
             try:
                 await cluster.renew()
             except Exception as exc:  # noqa: BLE001 - the old one holds for a while yet; it is tried again
@@ -115,4 +115,4 @@ async def keep_certificate(cluster_ref: weakref.ref[FleetCluster]) -> None:
             else:
                 continue
         del cluster
-        await asyncio.sleep(max(0.05, min(RENEW_STEP_S, due - now)))
+        await asyncio.sleep(max(0.05, min(RENEW_STEP_S, renewal.due_s - now)))

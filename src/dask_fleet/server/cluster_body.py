@@ -11,6 +11,7 @@ import msgspec
 
 from dask_fleet.codecs.strict_json import loads
 from dask_fleet.model.clusters import DEFAULT_IDLE_TIMEOUT_S, ClusterAccess, ClusterKind, ClusterSpec, NewCluster
+from dask_fleet.model.dask_configuration import check_memory
 from dask_fleet.model.durations import parse_bytes, parse_duration_s
 from dask_fleet.model.environment import checked_environment
 from dask_fleet.model.errors import BadRequest
@@ -252,6 +253,7 @@ def _config(value: Any) -> dict[str, object]:
             rest += part
         elif isinstance(part, int) and not -(1 << 63) <= part < 1 << 64:
             raise ValueError("an object of Dask's configuration, its whole numbers of 64 bits at most")
+    check_memory(value)
     return value
 
 

@@ -71,6 +71,22 @@ CREATE: dict[str, Bad] = {
         {"memory_limit": "0"}, ValueError, ["create", "--memory-limit", "0"], {"memory_limit": "0"},
         400, "bad_request", "at least 1 MiB",
     ),
+    "no threshold of memory": Bad(
+        {"config": {"distributed.worker.memory.spill": "lots"}}, ValueError,
+        ["create", "--set", "distributed.worker.memory.spill=lots"],
+        {"config": {"distributed": {"worker": {"memory": {"spill": "lots"}}}}},
+        400, "bad_request", "above 0 and up to 1",
+    ),
+    "a threshold beyond all memory": Bad(
+        {"config": {"distributed": {"worker": {"memory": {"terminate": 1.5}}}}}, ValueError,
+        ["create", "--set", "distributed.worker.memory.terminate=1.5"],
+        {"config": {"distributed.worker.memory.terminate": 1.5}}, 400, "bad_request", "false for never",
+    ),
+    "no size to spill": Bad(
+        {"config": {"distributed.worker.memory.max_spill": "much"}}, ValueError,
+        ["create", "--set", "distributed.worker.memory.max-spill=much"],
+        {"config": {"distributed.worker.memory.max-spill": True}}, 400, "bad_request", "a size such as '10GiB'",
+    ),
     "negative resource": Bad(
         {"resources": {"GPU": -1}}, FleetError, ["create", "--resource", "GPU=-1"], {"resources": {"GPU": -1}},
         400, "bad_request", "positive numbers",

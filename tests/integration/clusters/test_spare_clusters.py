@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,19 +125,36 @@ def test_jobs_get_the_slots_of_a_spare(fleet: ServedFleet) -> None:
 
 
 def test_idle_it_costs_next_to_nothing(fleet: ServedFleet) -> None:
+    """Each of its processes, by processor time: how busy the machine is otherwise has little to do with it."""
     before = {process.pid for process in fleet.processes()}
     with take(fleet):
         pass
     until(lambda: spare_is_ready(fleet), "a spare")
-    processes = [psutil.Process(each.pid) for each in fleet.processes() if each.pid not in before]
-    begun, used = time.monotonic(), _cpu_s(processes)
-    until(lambda: time.monotonic() - begun > 4, "some time to go by")
-    share = (_cpu_s(processes) - used) / (time.monotonic() - begun) / 3
-    assert share < 0.03, "six times what is promised, for a busy machine; the benchmark measures it"
+    made = {each.pid for each in fleet.processes()} - before
+    assert len(made) >= 3, "a scheduler and two workers"
+    shares: dict[int, float] = {}
+
+    def is_idle() -> bool:
+        """Over four seconds, of which the clock tells hundredths. With Dask's own intervals a worker takes 1.2 %."""
+        begun, used = time.monotonic(), _cpu_s(made)
+        until(lambda: time.monotonic() - begun > 4, "some time to go by")
+        took_s, now = time.monotonic() - begun, _cpu_s(made)
+        shares.update({pid: (now[pid] - used[pid]) / took_s for pid in now if pid in used})
+        return max(shares[pid] for pid in now) <= 0.01
+
+    try:
+        until(is_idle, "all of its processes to be idle, after they have joined and rehearsed")
+    except AssertionError as exc:
+        raise AssertionError(f"parts of a core, by process: {shares}; 0.5 % is promised (benchmarks.idle_clusters)") from exc
 
 
-def _cpu_s(processes: list[psutil.Process]) -> float:
-    return sum(sum(process.cpu_times()[:2]) for process in processes if process.is_running())
+def _cpu_s(pids: set[int]) -> dict[int, float]:
+    """Return what those of them have used that live."""
+    found = {}
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            found[pid] = sum(psutil.Process(pid).cpu_times()[:2])
+    return found
 
 
 def test_a_shared_cluster_has_the_processes_of_jobs(fleet: ServedFleet) -> None:

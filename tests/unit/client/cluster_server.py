@@ -17,7 +17,9 @@ from typing import Any
 
 TOKEN = "fleet_" + "x" * 43
 DEADLINE_S = 30.0
-PLAN: dict[str, Any] = {"hold": False, "workers": True, "lifetime_s": 86_400.0, "versions": {}, "refuse": None}
+PLAN: dict[str, Any] = {
+    "hold": False, "workers": True, "lifetime_s": 86_400.0, "ends": 1e12, "versions": {}, "refuse": None,
+}  # fmt: skip
 
 
 class Authority:
@@ -221,7 +223,8 @@ class Clusters:
         with self.lock:
             if self.known[cluster_id]["status"] != "running":
                 raise Refused(409, "conflict", "the cluster does not run")
-            return self.authorities[cluster_id].sign(csr.encode(), self.plan["lifetime_s"])
+            lifetime_s = min(self.plan["lifetime_s"], self.plan["ends"] - time.time())
+            return self.authorities[cluster_id].sign(csr.encode(), lifetime_s)
 
     def wait(self, cluster_id: str, seconds: float) -> None:
         with self.changed:

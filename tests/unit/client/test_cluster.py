@@ -11,6 +11,7 @@ import time
 import warnings
 import weakref
 from contextlib import redirect_stdout
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -353,3 +354,23 @@ def test_certificates_are_renewed_in_time(server: Remote, monkeypatch: pytest.Mo
         until(lambda: time.time() > ends + 0.5, "the first certificate to be worth nothing")
         with Client(cluster) as client:  # new connections: with the first certificate they would be refused
             assert client.submit(lambda: 3).result(timeout=DEADLINE_S) == 3
+
+
+def test_certificates_of_an_authority_that_ends_are_not_asked_for_all_the_time(
+    server: Remote, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.set(ends=(ends := time.time() + 4))
+    signed: list[float] = []
+    renew = FleetCluster.renew
+
+    async def counted(self: FleetCluster) -> None:
+        signed.append(time.time())
+        await renew(self)
+
+    monkeypatch.setattr(FleetCluster, "renew", counted)
+    with FleetCluster(n_workers=1, name="ending", **server.options):
+        until(lambda: signed and signed[-1] > ends, "it to be asked for when the authority has ended")
+        gaps = [after - before for before, after in pairwise(signed)]
+        assert all(after > before * 1.2 for before, after in pairwise(gaps)), "later and later"
+        told = [record for record in caplog.records if "no later" in record.getMessage()]
+        assert len(told) == 1, "once"

@@ -19,8 +19,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from dask_fleet.agent.clusters.credentials import Credentials
 from dask_fleet.config.settings import MAX_CERTIFICATE_LIFETIME_S
 
-AUTHORITY_LIFETIME_S = 30 * 24 * 3600.0
-"""Longest life of a cluster: after it, no new connection is made within it."""
+AUTHORITY_LIFETIME_S = 20 * 365 * 24 * 3600.0
+"""Longer than any scheduler lives, twice the longest `max_lifetime`: after it, no new connection would be made within the
+cluster. Its key is nowhere but in the agent's memory, and nobody trusts it once the scheduler has ended.
+"""
 CLOCK_SKEW_S = 600.0
 """How far the clock of another host may be behind ours."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, cast
 
 import dask
+
+from dask_fleet.model.dask_configuration import flat
 
 PROXY_ROUTE = "distributed.http.proxy"
 """Lets anyone who reaches the dashboard reach any address the scheduler reaches. Never served."""
@@ -63,24 +65,6 @@ def configure_process(config: Mapping[str, Any]) -> None:
 def without_proxy() -> list[str]:
     """Return the dashboard's routes less the proxy, whatever is configured."""
     return [route for route in dask.config.get("distributed.scheduler.http.routes") if route != PROXY_ROUTE]
-
-
-def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `config` with dotted keys, so that setting one value does not replace its whole section.
-
-    >>> flat({"distributed": {"scheduler": {"bandwidth": 1}}, "array.chunk-size": "1MiB"})
-    {'distributed.scheduler.bandwidth': 1, 'array.chunk-size': '1MiB'}
-    """
-    return dict(_flat("", config))
-
-
-def _flat(prefix: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        name = f"{prefix}.{key}" if prefix else str(key)
-        if isinstance(value, Mapping) and value:
-            yield from _flat(name, value)
-        else:
-            yield name, value
 
 
 def _set_defaults(values: Mapping[str, Any]) -> None:

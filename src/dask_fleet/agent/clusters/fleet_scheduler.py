@@ -16,6 +16,7 @@ from dask_fleet.agent.clusters import dask_config, nanny, restarting
 from dask_fleet.agent.clusters.frames import Open, SchedulerState
 from dask_fleet.agent.clusters.rehearsal import CLIENT_PREFIX
 from dask_fleet.agent.clusters.security import MemberSecurity
+from dask_fleet.model.dask_configuration import flat
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ def make(request: Open) -> FleetScheduler:
         raise ValueError(f"a scheduler listens on one address of its host, not on {request.host!r}")
     if request.for_job:
         dask_config.set_job_scheduler_defaults()
-    dask.config.set(dask_config.flat(request.config))
+    dask.config.set(flat(request.config))
     dask.config.set({"distributed.scheduler.http.routes": dask_config.without_proxy() if request.dashboard else []})
     # Dask's scheduler takes no folder. Where the workers spill to it would leave its locks, or if killed all it has.
     with dask.config.set({"temporary-directory": request.folder} if request.folder else {}):

@@ -17,9 +17,9 @@ from dask_fleet.agent import deaths
 from dask_fleet.agent.clusters.authority import expiry_us, request_certificate
 from dask_fleet.agent.clusters.credentials import Credentials
 from dask_fleet.agent.clusters.frames import Join, Joined, Leave, Left, Released, Renew, Stragglers
-from dask_fleet.agent.clusters.memory import Thresholds
 from dask_fleet.agent.deaths import Death
 from dask_fleet.agent.workers import WorkerProcess
+from dask_fleet.model.dask_configuration import memory_part
 from dask_fleet.protocol.cluster_frames import GrantSlots, Signature, SlotsJoined, SlotsLeft, WantSignature
 
 log = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ class HeldLease:
             process = await self._lender.fresh_process()
             process.nthreads = grant.threads
             process.limit_bytes = self._fresh_limit_bytes()
-            if (kill_at := Thresholds.of(grant.config).terminate) is not None:
+            if (kill_at := memory_part(grant.config, "terminate")) is not None:
                 process.kill_at = kill_at
         process.tenant = grant.tenant
         process.leases.add(grant.lease)

@@ -34,6 +34,7 @@ from dask_fleet.agent.clusters.security import MemberSecurity
 from dask_fleet.agent.dask_runtime import DaskRuntime
 from dask_fleet.agent.event_loop import EventLoopThread
 from dask_fleet.agent.pool import PlacePool
+from dask_fleet.model.dask_configuration import flat
 from dask_fleet.protocol.frames import Frame
 
 log = logging.getLogger(__name__)
@@ -287,7 +288,7 @@ class _Membership:
         join = self._join
         view = self._view = self._pool.view(join.nthreads)
         # Set while the worker reads it, without an await in between: Dask's configuration belongs to the process.
-        with dask.config.set(dask_config.flat(join.config)):
+        with dask.config.set(flat(join.config)):
             worker = MemberWorker(
                 join.scheduler,
                 name=dask_name(join.name),

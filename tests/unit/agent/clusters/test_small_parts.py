@@ -52,18 +52,6 @@ def test_what_is_no_frame_is_told_after_those_before_it() -> None:
     assert list(buffer.take(b"")) == [Leave("n")]
 
 
-@pytest.mark.parametrize(
-    ("nested", "flat"),
-    [
-        ({}, {}),
-        ({"a.b": 1}, {"a.b": 1}),
-        ({"a": {"b": {"c": 1}, "d": [1]}, "e": {}}, {"a.b.c": 1, "a.d": [1], "e": {}}),
-    ],
-)
-def test_a_nested_configuration_becomes_flat(nested: dict[str, object], flat: dict[str, object]) -> None:
-    assert dask_config.flat(nested) == flat
-
-
 def test_what_the_hosts_files_and_variables_say_wins_over_our_defaults_even_if_it_is_what_dask_says(tmp_path: Path) -> None:
     """In a process of its own: Dask's configuration and what was read of it are of the process."""
     told = "distributed: {scheduler: {worker-saturation: 1.1}, worker: {profile: {enabled: true}}}"
