@@ -70,7 +70,7 @@ class Breaker:
         if killed < DEATHS:
             return None
         pause = self._pauses[owner] = Pause(
-            now + PAUSE_S, f"jobs of this user have killed {killed} worker processes within {WITHIN_S:g} s"
+            now + PAUSE_S, f"jobs of this user have cost {killed} worker processes within {WITHIN_S:g} s"
         )
         for death in self._of.pop(owner):
             death.owners.discard(owner)  # paid for: after the pause counting begins anew

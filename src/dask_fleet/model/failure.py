@@ -57,11 +57,13 @@ class Blame(StrEnum):
     """
 
     NONE = "none"
-    """Not this attempt: another one was killed on purpose, the forkserver or the agent died. Charged to nobody."""
+    """Not this attempt: its process was killed for another's sake, or the agent gave it up. Charged to nobody."""
     SHARED = "shared"
-    """One of several that were in the process: a suspect, charged to nobody, which runs alone from now on."""
+    """One of several that died together, in one process or with one forkserver: a suspect, charged to nobody, which runs
+    alone from now on.
+    """
     ALONE = "alone"
-    """It was the only one in the process: charged."""
+    """It was the only one in the process: charged. Or it ran past its time-out, and the process was killed for it."""
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
