@@ -195,15 +195,19 @@ def table(figures: dict[str, list[float]]) -> list[str]:
         "Fleet's and the gateway's connections are under mutual TLS, LocalCluster's are not. A whole program begins with",
         f"its imports. Load average of the machine before: {LOAD_BEFORE:.1f}, of {os.cpu_count()} cores.",
         "",
-        "| | median ms | best | worst | aim |",
-        "|---|---:|---:|---:|---:|",
+        "| | median ms | best | worst | aim | |",
+        "|---|---:|---:|---:|---:|---|",
     ]
     for system, took_s in figures.items():
-        aim = f"≤ {AIMS_MS[system]}" if system in AIMS_MS else ""
+        aim, met = "", True
+        if system in AIMS_MS:
+            aim, met = f"≤ {AIMS_MS[system]}", medians[system] * 1e3 <= AIMS_MS[system]
         if system in TIMES and system in medians:
-            aim = f"{medians[system] / medians[SPARE]:.1f} x the first (aim ≥ {TIMES[system]} x)"
+            times = medians[system] / medians[SPARE]
+            aim, met = f"{times:.1f} x the first (aim ≥ {TIMES[system]} x)", times >= TIMES[system]
         figures_ms = " | ".join(f"{each * 1e3:.0f}" for each in (medians[system], min(took_s), max(took_s)))
-        lines.append(f"| {system} | {figures_ms} | {aim} |")
+        verdict = ("met" if met else "**open**") if aim else ""
+        lines.append(f"| {system} | {figures_ms} | {aim} | {verdict} |")
     return lines
 
 
