@@ -61,6 +61,23 @@ def test_a_restart_frees_a_worker_of_an_endless_task(client: Client, tmp_path: P
     assert not _pids(client) & before
 
 
+def _deaf(path: str) -> None:
+    import re
+
+    Path(path).touch()
+    re.match(r"(a+)+$", "a" * 60 + "b")  # for years, without letting go of the interpreter
+
+
+def test_a_restart_frees_a_worker_that_does_not_answer(client: Client, tmp_path: Path) -> None:
+    before = _pids(client)
+    deaf = client.submit(_deaf, str(tmp_path / "began"))
+    until((tmp_path / "began").exists)
+    client.restart(timeout=60)
+    assert deaf.status == "cancelled"
+    assert client.submit(sum, [1, 2], pure=False).result(60) == 3
+    assert not _pids(client) & before
+
+
 def test_one_worker_is_restarted_and_its_task_runs_again(client: Client, tmp_path: Path) -> None:
     (address,), before = client.run(os.getpid), _pids(client)
     began = tmp_path / "began"

@@ -196,6 +196,14 @@ class Retired(Frame, frozen=True):
     """Those whose data could not be moved, and why. They go on as members; who wants them to go asks again."""
 
 
+class WorkersDeaf(Frame, frozen=True):
+    """Workers (by address) of other agents that did not answer when a client restarted them: they are to end at once."""
+
+    cluster: str
+    epoch: int
+    workers: list[str]
+
+
 # ---------------------------------------------------------------- clusters of jobs: worker process ↔ agent ↔ server
 
 
@@ -233,6 +241,15 @@ class JobCluster(Frame, frozen=True):
 
 
 ClusterAgentFrame = (
-    ClusterOpened | ClusterGone | ClusterStatus | Signed | WantSignature | SlotsJoined | SlotsLeft | Retired | NeedCluster
+    ClusterOpened
+    | ClusterGone
+    | ClusterStatus
+    | Signed
+    | WantSignature
+    | SlotsJoined
+    | SlotsLeft
+    | Retired
+    | WorkersDeaf
+    | NeedCluster
 )
 ClusterServerFrame = OpenCluster | CloseCluster | Sign | GrantSlots | TakeSlots | RetireWorkers | Signature | JobCluster

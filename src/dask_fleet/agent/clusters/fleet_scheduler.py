@@ -35,7 +35,7 @@ class FleetScheduler(Scheduler):  # type: ignore[misc]
         self._serve_http = serve_http
         self.close_reason = ""
         self.on_deaf: Callable[[list[str]], None] = lambda _: None
-        """Takes the names of workers whose processes are to be replaced, for they do not answer."""
+        """Takes the addresses of workers whose processes are to be replaced, for they do not answer."""
         super().__init__(**options)
 
     def start_http_server(self, *args: Any, **kwargs: Any) -> None:

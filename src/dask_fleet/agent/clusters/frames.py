@@ -129,7 +129,14 @@ class DataMoved(Frame, frozen=True):
     """Those whose data could not be moved, and why."""
 
 
-AgentBoundFromScheduler = Spare | Opened | OpenFailed | SchedulerState | Closed | DataMoved
+class Deaf(Frame, frozen=True):
+    """Workers that a client restarts and that do not answer: their processes are to end, and others to come."""
+
+    workers: list[str]
+    """Their addresses."""
+
+
+AgentBoundFromScheduler = Spare | Opened | OpenFailed | SchedulerState | Closed | DataMoved | Deaf
 
 # ---------------------------------------------------------------- agent → worker process
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from dask_fleet.agent.clusters.authority import Authority, Role
 from dask_fleet.agent.clusters.credentials import Credentials
-from dask_fleet.agent.clusters.frames import Open, Opened, SchedulerState
+from dask_fleet.agent.clusters.frames import Deaf, Open, Opened, SchedulerState
 from dask_fleet.agent.clusters.scheduler_watch import SchedulerWatch
 from dask_fleet.agent.clusters.schedulers import CLOSE_S, SchedulerFailed, SchedulerProcess
 from dask_fleet.agent.clusters.spares import Spares
@@ -58,6 +58,7 @@ class HeldCluster:
         limits: SchedulerLimits,
         folder: Path,
         targets: Sequence[str] = (),
+        on_deaf: Callable[[ClusterRef, Deaf], None] = lambda _ref, _deaf: None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.request = request
@@ -74,6 +75,7 @@ class HeldCluster:
         self.folder = folder
         """Its scheduler's own."""
         self._targets = targets
+        self._on_deaf = on_deaf
         self._process: SchedulerProcess | None = None
         self._closing: asyncio.Future[str] = loop.create_future()
 
@@ -100,6 +102,7 @@ class HeldCluster:
         async with asyncio.timeout(_TAKE_S):
             process = self._process = await self._spares.take()
         process.on_state = self._state
+        process.on_deaf = lambda deaf: self._on_deaf(self.ref, deaf)
         request = self.request
         asked = request.memory_limit_bytes
         watch = SchedulerWatch(process.pid, self._limits.memory_limit_bytes if asked is None else asked)

@@ -139,6 +139,11 @@ class HeldLease:
         self._restarting = False
         """Whether it has left for another one to join."""
 
+    @property
+    def of(self) -> tuple[str, int]:
+        """The cluster and its epoch."""
+        return self.grant.cluster, self.grant.epoch
+
     # ------------------------------------------------------------------ life
 
     async def live(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from dask_fleet.agent.clusters.authority import Role
 from dask_fleet.agent.clusters.credentials import Credentials
-from dask_fleet.agent.clusters.frames import AgentBoundFromMembership
+from dask_fleet.agent.clusters.frames import AgentBoundFromMembership, Deaf
 from dask_fleet.agent.clusters.held_cluster import HeldCluster, SchedulerLimits
 from dask_fleet.agent.clusters.held_lease import Gone, HeldLease
 from dask_fleet.agent.clusters.schedulers import SchedulerLauncher, SchedulerProcess
@@ -39,6 +39,7 @@ from dask_fleet.protocol.cluster_frames import (
     Signed,
     SlotsLeft,
     TakeSlots,
+    WorkersDeaf,
 )
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ _RENEW_EVERY_S = 600.0
 """Longest time between two looks at who needs a fresh certificate: half-way through the old one."""
 _CLOSE_S = 8.0
 """How long clusters may take to end in an orderly way when the agent ends."""
+
+DEAF = "it did not answer when a client restarted it"
 
 HostFrame = OpenCluster | CloseCluster | Sign | GrantSlots | TakeSlots | RetireWorkers | Signature
 
@@ -227,6 +230,7 @@ class ClusterHost:
             limits=self._limits,
             folder=self._scratch.of_scheduler(request.cluster, request.epoch),
             targets=self._targets,
+            on_deaf=self._take_deaf,
         )
         self._run(self._live(cluster), f"cluster-{request.cluster}")
 
@@ -238,7 +242,7 @@ class ClusterHost:
             del self._clusters[cluster.ref]
             self._remember(cluster.ref, why)
             for lease in self._leases.values():
-                if (lease.grant.cluster, lease.grant.epoch) == _names(cluster.ref):
+                if lease.of == _names(cluster.ref):
                     lease.end(f"its scheduler is gone: {why}")
             self._send(ClusterGone(*_names(cluster.ref), why))
             level = logging.INFO if cluster.closing else logging.WARNING
@@ -309,6 +313,15 @@ class ClusterHost:
                 lease.process_ended(death)
         if worker.for_lease:
             self._workers.lost()
+
+    def _take_deaf(self, ref: ClusterRef, deaf: Deaf) -> None:
+        """End workers that do not answer, those of other agents by way of the server, which lends their slots again."""
+        here = {lease.address: lease for lease in self._leases.values() if lease.of == _names(ref)}
+        for address in deaf.workers:
+            if address in here:
+                here[address].take(0.0, DEAF)
+        if elsewhere := [address for address in deaf.workers if address not in here]:
+            self._send(WorkersDeaf(*_names(ref), elsewhere))
 
     # ------------------------------------------------------------------ what leases need
 

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 _ANSWER_S = 8.0
 """What a worker may take to let go. One that computes in C without letting go of the interpreter never answers."""
 _LOOK_S = 0.05
+_LAST_WORD_S = 0.5
 
 Outcome = Literal["OK", "timed out"]
 
@@ -39,7 +40,7 @@ async def restart_workers(
     Parameters
     ----------
     replace
-        Takes the names of workers that do not answer; their agent is to end their processes and have others join.
+        Takes the addresses of workers that do not answer, so that their agents end their processes.
 
     Raises
     ------
@@ -52,14 +53,14 @@ async def restart_workers(
     names = {address: str(scheduler.workers[address].name) for address in chosen}
     nannies = {address: scheduler.workers[address].nanny for address in chosen}
     answered = await asyncio.gather(
-        *(_kill(scheduler, nannies[address], min(timeout_s, _ANSWER_S), stimulus_id) for address in chosen)
+        *(_kill(scheduler, address, nannies[address], min(timeout_s, _ANSWER_S), stimulus_id) for address in chosen)
     )
     deaf = [address for address, heard in zip(chosen, answered, strict=True) if not heard]
     for address in chosen:  # a worker that has ended may not have been able to say so
         await scheduler.remove_worker(address, stimulus_id=stimulus_id, expected=True)
     if deaf:
         log.warning("workers that do not answer are replaced", extra={"action": "workers_replaced", "workers": len(deaf)})
-        replace([names[address] for address in deaf])
+        replace(deaf)
     event = {"action": "restart-workers", "workers": chosen}
     if client:
         scheduler.log_event(client, event)
@@ -88,15 +89,27 @@ async def until_back(scheduler: Scheduler, gone: Collection[str], workers: int, 
     return True
 
 
-async def _kill(scheduler: Scheduler, nanny: str | None, timeout_s: float, reason: str) -> bool:
-    """Ask a nanny to end its worker; whether it has answered."""
+async def _kill(scheduler: Scheduler, address: str, nanny: str | None, timeout_s: float, reason: str) -> bool:
+    """Ask a nanny to end its worker; whether it has answered, or the worker is gone all the same."""
     if nanny is None:
         return False
+    asking = asyncio.create_task(_ask(scheduler, nanny, reason), name="kill-worker")
+    deadline = time.monotonic() + timeout_s
     try:
-        async with asyncio.timeout(timeout_s):
-            connection: Any = rpc(nanny, connection_args=scheduler.connection_args)
-            async with connection as asked:
-                await asked.kill(reason=reason)
+        while time.monotonic() < deadline and not asking.done() and address in scheduler.workers:
+            await asyncio.wait([asking], timeout=_LOOK_S)
+        # One that goes in good order goes first and answers then. A dead one, which Dask would try to reach, does not.
+        await asyncio.wait([asking], timeout=_LAST_WORD_S)
+        return address not in scheduler.workers or (asking.done() and asking.result())
+    finally:
+        asking.cancel()
+
+
+async def _ask(scheduler: Scheduler, nanny: str, reason: str) -> bool:
+    try:
+        connection: Any = rpc(nanny, connection_args=scheduler.connection_args)
+        async with connection as asked:
+            await asked.kill(reason=reason)
     except OSError as exc:  # a TimeoutError, too
         log.debug("a worker's nanny does not answer: %r", exc)
         return False

@@ -11,12 +11,14 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Coroutine
 from typing import Any
 
 from dask_fleet.agent.clusters.frames import (
     Close,
     Closed,
     DataMoved,
+    Deaf,
     LimitIdle,
     MoveData,
     Open,
@@ -66,7 +68,7 @@ class _Process:
         self._frames = FrameBuffer(decode_for_scheduler)
         self._scheduler: Any = None
         self._cluster = ""
-        self._moves: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._moving: set[str] = set()
         """Names of the workers whose data is on its way: asked for again, they are not retired twice."""
 
@@ -101,6 +103,7 @@ class _Process:
     async def _serve(self, request: Open) -> None:
         provide(request.targets)
         scheduler = self._scheduler
+        scheduler.on_deaf = self._deaf
         tasks = [
             asyncio.create_task(self._listen(), name="frames"),
             asyncio.create_task(self._report(request.report_s), name="report"),
@@ -131,13 +134,19 @@ class _Process:
                 if isinstance(frame, Renew):
                     self._scheduler.security.renew(frame.credentials)
                 elif isinstance(frame, MoveData):
-                    move = asyncio.create_task(self._move(frame), name="move-data")
-                    self._moves.add(move)  # the loop itself holds tasks only weakly
-                    move.add_done_callback(self._moves.discard)
+                    self._run(self._move(frame), "move-data")
                 elif isinstance(frame, LimitIdle):
                     self._scheduler.limit_idle(frame.idle_timeout_s)
                 elif isinstance(frame, Open) and frame.cluster == self._cluster:
                     await self._send(Opened(frame.cluster, self._scheduler.address, self._scheduler.dashboard_url))
+
+    def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)  # the loop itself holds tasks only weakly
+        task.add_done_callback(self._tasks.discard)
+
+    def _deaf(self, workers: list[str]) -> None:
+        self._run(self._send(Deaf(workers)), "deaf-workers")
 
     async def _rehearse(self) -> None:
         """Let the cluster rehearse once its workers have come, unless somebody uses it by then."""

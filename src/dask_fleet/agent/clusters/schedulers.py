@@ -16,6 +16,7 @@ from dask_fleet.agent.clusters.frames import (
     Close,
     Closed,
     DataMoved,
+    Deaf,
     LimitIdle,
     MoveData,
     Open,
@@ -42,8 +43,9 @@ class SchedulerFailed(Exception):
 class SchedulerProcess:
     """A scheduler process: a spare until `open`, then the scheduler of one cluster, never of a second.
 
-    `on_state` gets its reports. `on_exit` is called once when the process has ended, with how: after `close`, on its own
-    (idle, or closed by a client), or killed. Nothing else ends with it but the memberships of its cluster.
+    `on_state` gets its reports, `on_deaf` what it says of workers that do not answer. `on_exit` is called once when the
+    process has ended, with how: after `close`, on its own (idle, or closed by a client), or killed. Nothing else ends with
+    it but the memberships of its cluster.
     """
 
     def __init__(self, child: ChildProcess[AgentBoundFromScheduler]) -> None:
@@ -52,6 +54,7 @@ class SchedulerProcess:
         self.on_state: Callable[[SchedulerState], None] = lambda _: None
         self.on_exit: Callable[[str], None] = lambda _: None
         loop = asyncio.get_running_loop()
+        self.on_deaf: Callable[[Deaf], None] = lambda _: None
         self._child = child
         self._cluster = ""
         self._reason = ""
@@ -167,6 +170,8 @@ class SchedulerProcess:
             moved = self._moves.get(frame.request)
             if moved is not None and not moved.done():
                 moved.set_result(frame)
+        elif isinstance(frame, Deaf):
+            self.on_deaf(frame)
         elif isinstance(frame, Closed):
             self._reason = frame.reason
 

@@ -24,8 +24,8 @@ class Held:
     """A slot lease that takes slots: planned, or recorded and not ended yet."""
 
     __slots__ = (
-        "failed", "joined", "kept", "lease", "left", "recorded", "retire_asked_at", "retired", "retires", "sent_at", "since",
-        "taken_at",
+        "address", "failed", "joined", "kept", "lease", "left", "recorded", "retire_asked_at", "retired", "retires",
+        "sent_at", "since", "taken_at",
     )
 
     def __init__(self, lease: SlotLease, *, recorded: bool, since: float) -> None:
@@ -34,6 +34,8 @@ class Held:
         """Whether the ledger has it; until then it is a plan, which keeps its slots from others."""
         self.joined = False
         """Its agent says so; the ledger may not yet."""
+        self.address = ""
+        """Where its worker was last heard to listen."""
         self.left: str | None = None
         """Why it left, as its agent says."""
         self.failed = False

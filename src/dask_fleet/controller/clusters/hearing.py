@@ -23,6 +23,7 @@ from dask_fleet.protocol.cluster_frames import (
     SlotsLeft,
     TakeSlots,
     WantSignature,
+    WorkersDeaf,
 )
 from dask_fleet.protocol.frames import Hello
 
@@ -30,7 +31,9 @@ log = logging.getLogger(__name__)
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], None]
 
-ClusterFact = ClusterOpened | ClusterGone | ClusterStatus | Signed | WantSignature | SlotsJoined | SlotsLeft | Retired
+ClusterFact = (
+    ClusterOpened | ClusterGone | ClusterStatus | Signed | WantSignature | SlotsJoined | SlotsLeft | Retired | WorkersDeaf
+)
 
 _HAS_SCHEDULER = frozenset({ClusterState.STARTING, ClusterState.RUNNING, ClusterState.CLOSING})
 
@@ -184,7 +187,7 @@ class Hearing:
                     self._book.stray(handle.agent_id, frame.lease)
                     handle.send(TakeSlots(frame.lease, grace_s=0.0))
                 else:
-                    found[1].joined = True
+                    found[1].joined, found[1].address = True, frame.address
                     wake(found[0])  # at once: whoever waits for it need not wait for the disk
                     self._touch(found[0])
             case SlotsLeft():
@@ -204,6 +207,11 @@ class Hearing:
                         if held.retires:
                             held.kept = frame.kept.get(held.lease.worker, held.kept)
                     self._touch(entry)
+            case WorkersDeaf():
+                entry = self._of_epoch(handle, frame.cluster, frame.epoch)
+                for held in [] if entry is None else entry.held.values():
+                    if held.address in frame.workers and (agent := self._agents.get(held.lease.agent)) is not None:
+                        agent.send(TakeSlots(held.lease.lease_id, grace_s=0.0))  # its slots are lent again when it has left
             case Signed():
                 self._signer.signed(frame)
             case WantSignature():

@@ -185,7 +185,7 @@ class Host:
             here = (worker.frame.cluster, worker.frame.epoch) in self.schedulers
             if not worker.joined and (worker.frame.address or here) and self.joins:
                 worker.joined = True
-                self.say(SlotsJoined(lease, "tls://worker"))
+                self.say(SlotsJoined(lease, f"tls://worker/{lease}"))
 
     def end_scheduler(self, cluster: str, epoch: int, why: str) -> None:
         """The scheduler process ends; its workers on this agent with it."""

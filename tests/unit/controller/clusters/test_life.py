@@ -30,6 +30,7 @@ from dask_fleet.protocol.cluster_frames import (
     Signature,
     SlotsJoined,
     TakeSlots,
+    WorkersDeaf,
 )
 
 
@@ -206,6 +207,25 @@ async def test_a_lost_worker_is_replaced() -> None:
         (lapsed,) = [lease for lease in await rig.ledger.slot_leases(ended=True) if not lease.state.holds_slots]
         assert (lapsed.state, lapsed.reason) == (SlotLeaseState.LAPSED, "it took more memory than it may")
         assert sorted(worker.frame.worker for worker in host.workers.values()) == ["1", "2"]
+
+
+@run
+async def test_a_deaf_worker_of_another_agent_is_ended_and_replaced() -> None:
+    async with Rig() as rig:
+        hosts = [Host(rig, f"local-{name}", slots=1, nworkers=1).connect() for name in "ab"]
+        clusters = rig.controller.clusters
+        record = await now(clusters, await clusters.create(new(n_workers=2), b""))
+        await work(rig, *hosts)
+        record = await now(clusters, record)
+        here, elsewhere = sorted(hosts, key=lambda host: host.agent_id != record.agent)
+        (own,), (deaf,) = here.workers, elsewhere.workers
+        stale = WorkersDeaf(record.cluster_id, record.epoch + 1, [f"tls://worker/{own}"])
+        here.say(stale, WorkersDeaf(record.cluster_id, record.epoch, [f"tls://worker/{deaf}", "tls://gone"]))
+        await work(rig, *hosts)
+        assert set(here.workers) == {own}
+        assert len(elsewhere.workers) == 1
+        assert deaf not in elsewhere.workers
+        assert clusters.status(await now(clusters, record)).workers == 2
 
 
 @run
