@@ -233,6 +233,22 @@ class SlotMachine(RuleBasedStateMachine):
 
         self.do(act())
 
+    @precondition(lambda self: self.made and not self.rig.ledger.is_full)
+    @rule(data=st.data(), failed=st.booleans())
+    def grow_in_vain(self, data: st.DataObject, failed: bool) -> None:
+        """A cluster is to grow, and for some time no worker can join, in one round after the other."""
+        for host in self.hosts.values():
+            host.joins = False
+        with contextlib.suppress(Conflict):
+            self.do(self.rig.controller.clusters.scale(data.draw(st.sampled_from(self.made)), 9))
+        for _ in range(3):
+            self.let_all_work()
+            for agent in SLOTS:
+                self.none_of_them_joins(agent, failed)
+            self.time_passes(16.0)
+        for agent in SLOTS:
+            self.joining_hangs(agent, joins=True)
+
     @rule(agent=st.sampled_from(sorted(SLOTS)), how=st.sampled_from(["moves", "waits", "fits nowhere"]))
     def data_of_those_that_leave(self, agent: str, how: str) -> None:
         """What becomes of the data that the schedulers of an agent are to move."""
@@ -416,7 +432,7 @@ def slots_of(spec: ClusterSpec) -> int:
 
 
 QUICK = settings(
-    max_examples=300 if FULL else 24, stateful_step_count=30, deadline=None,
+    max_examples=300 if FULL else 16, stateful_step_count=30, deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )  # fmt: skip
 
