@@ -23,12 +23,14 @@ from dask_fleet.testing.served import ServedFleet
 
 pytestmark = pytest.mark.promise
 
-JOBS, KILLS = (1_500, 20) if FULL else (24, 2)  # so that a thousand are still in flight at the last kill
+JOBS, KILLS = (1_500, 20) if FULL else (24, 3)  # so that a thousand are still in flight at the last kill
 ON_CLUSTERS = 4
 """Every so many-th job has a cluster; the others show that they are not concerned."""
 SEED = 20261121
 HERE = Path(__file__).parent
 PATIENCE_S = 120.0
+MEDIAN_S = 3.0
+"""What is promised of a machine that has time for it."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,9 @@ def test_a_dead_scheduler_costs_seconds_not_jobs(tmp_path: Path, record_property
     assert verdict.kills == KILLS
     assert verdict.innocents_run_again == 0
     assert verdict.extra_attempts <= killer.tries
-    assert verdict.median_s <= (3.0 if FULL else 15.0)  # a busy machine takes its time; the full form has it to itself
+    # The full form has the machine to itself. Beside other tests, everything takes as much longer as there is to do.
+    crowd = 1.0 if FULL else max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert verdict.median_s <= MEDIAN_S * crowd, f"{crowd:.1f} times as much to do as there are processors"
 
 
 def test_the_checker_notices_stock_dask(tmp_path: Path, record_property: Record) -> None:
