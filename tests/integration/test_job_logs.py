@@ -70,8 +70,8 @@ def test_each_stream_has_what_was_written_to_it(fleet: ServedFleet) -> None:
         "==> attempt 1 stderr <==",
         "==> attempt 1 log <==",
     ]
+    fleet.until(lambda: "hello past Python" in (fleet.data_dir / "agent.log").read_text(), "it in the agent's log")
     own = (fleet.data_dir / "agent.log").read_text()
-    assert "hello past Python" in own
     assert "hello out" not in own
     assert "hello caught" not in own
     assert "imported, on the worker process's own stream" in own
@@ -161,7 +161,7 @@ def test_parts_of_a_stream(fleet: ServedFleet) -> None:
 def test_what_is_nobodys(fleet: ServedFleet) -> None:
     job = ended(fleet, "forks", text="family")
     assert text(fleet, job) == "family parent\n"
-    assert "family child" in (fleet.data_dir / "agent.log").read_text()
+    fleet.until(lambda: "family child" in (fleet.data_dir / "agent.log").read_text(), "it in the agent's log")
     answer = fleet.request("GET", "/v1/jobs/job-0000000000000000000000000000000000000000/logs")
     assert answer.status == 404
     assert fleet.request("GET", f"{job['links']['logs']}", token="fleet_" + "x" * 43).status == 401

@@ -6,7 +6,7 @@
       │       └──── outbox            outcomes until they are acknowledged, on disk while disconnected
       └── supervisor ── attempts · deaths    what is running, when it is due, whose fault an end is (pure)
              └───────── processes     how many there are, what they have loaded
-                   ├─── workers       one handle a worker process: child_process (socket pair, framing), last words
+                   ├─── workers       one handle a worker process: child_process (socket pair, framing), stray output
                    ├─── watch         memory and stops, by /proc
                    └─── launcher      the forkserver (forker); ends orphans
     ─────────────────────────────── process boundary

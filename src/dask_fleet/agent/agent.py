@@ -16,6 +16,7 @@ from dask_fleet.agent.clusters.host import ClusterHost, HostFrame
 from dask_fleet.agent.home import ensure_home
 from dask_fleet.agent.launcher import Launcher
 from dask_fleet.agent.link import Ending, Link
+from dask_fleet.agent.log_file import keep_small
 from dask_fleet.agent.log_shipping import LogShipper, leftovers
 from dask_fleet.agent.options import AgentOptions
 from dask_fleet.agent.outbox import Outbox
@@ -123,6 +124,9 @@ class Agent:
             loop.call_later(self._options.lifetime_s, self._retire)
         link = asyncio.create_task(self._link.run(), name="link")
         shipping = None if self._shipper is None else asyncio.create_task(self._shipper.run(), name="log-shipping")
+        tidying = None if (log_file := self._options.log_file) is None else asyncio.create_task(
+            keep_small(log_file), name="log-file"
+        )  # fmt: skip
         parts: list[asyncio.Future[Any]] = [link, self._told_to_end]
         try:
             self._launcher.end_predecessors_orphans()
@@ -139,7 +143,7 @@ class Agent:
             await self._supervisor.close()
             if self._uploads is not None:
                 await self._uploads.close()
-            others = [link] if shipping is None else [link, shipping]
+            others = [task for task in (link, shipping, tidying) if task is not None]
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)

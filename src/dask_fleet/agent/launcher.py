@@ -15,8 +15,8 @@ from pathlib import Path
 
 from dask_fleet.agent import forked, forkservers, worker_process
 from dask_fleet.agent.forker import Forker
-from dask_fleet.agent.last_words import LastWords
 from dask_fleet.agent.orphans import end_marked, end_orphans, folder_mark
+from dask_fleet.agent.stray_output import StrayOutput
 from dask_fleet.agent.worker_frames import decode_from_worker
 from dask_fleet.agent.workers import WorkerProcess
 
@@ -77,18 +77,18 @@ class Launcher:
         )
         hears, speaks = multiprocessing.Pipe(duplex=False)
         with hears, speaks:
-            words = LastWords(os.dup(hears.fileno()))
+            stray = StrayOutput(os.dup(hears.fileno()))
             try:
                 child = await self.forker.fork(
                     worker_process.main, speaks, options, name="worker", decode=decode_from_worker, guarded=alone
                 )
             except BaseException:
-                words.close()
+                stray.close()
                 raise
         self._began = True
         self.have_standby()
         return WorkerProcess(
-            child, words, name=f"{self._name}-{child.pid}", token=options.token, nthreads=self._nthreads, alone=alone,
+            child, stray, name=f"{self._name}-{child.pid}", token=options.token, nthreads=self._nthreads, alone=alone,
             for_lease=for_lease, forkserver=child.forkserver,
         )
 

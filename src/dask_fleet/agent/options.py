@@ -62,6 +62,9 @@ class AgentOptions:
     """Address on which schedulers and Dask workers listen; empty for the one that faces the server."""
     orphan_timeout_s: float = DEFAULT_ORPHAN_TIMEOUT_S
     """How long running attempts survive without a server."""
+    log_file: Path | None = None
+    """The file that its standard output and error are, for it to begin another one when that is large; ``None``: they are
+    somebody else's to look after."""
     timeout_grace_s: float = DEFAULT_TIMEOUT_GRACE_S
     """How long a function may take to notice that its time is up, before its process is killed."""
 
@@ -126,6 +129,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> AgentOptions:
     parser.add_argument("--certificate-lifetime", type=float, default=MAX_CERTIFICATE_LIFETIME_S, metavar="SECONDS")
     parser.add_argument("--cluster-host", default="", metavar="ADDRESS", help="where schedulers and Dask workers listen")
     parser.add_argument("--orphan-timeout", type=float, default=DEFAULT_ORPHAN_TIMEOUT_S, metavar="SECONDS")
+    parser.add_argument("--log-file", type=Path, metavar="FILE", help="what standard output and error are: kept small")
     parser.add_argument("--timeout-grace", type=float, default=DEFAULT_TIMEOUT_GRACE_S, metavar="SECONDS")
     given = parser.parse_args(argv)
     try:
@@ -148,6 +152,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> AgentOptions:
             certificate_lifetime_s=given.certificate_lifetime,
             cluster_host=given.cluster_host,
             orphan_timeout_s=given.orphan_timeout,
+            log_file=given.log_file,
             timeout_grace_s=given.timeout_grace,
         )
     except ValueError as exc:

@@ -452,7 +452,7 @@ class Supervisor:
             self._forget(attempt)
             words = ""
             if company == 1 and death.cause is Cause.WORKER_DIED and not death.ordered:  # in company they may be another's
-                words = worker.words.since(attempt.deadline - attempt.start.timeout_s)
+                words = worker.stray.since(attempt.deadline - attempt.start.timeout_s)
             self._deliver(
                 deaths.verdict_on_death(
                     attempt, worker.name, death, now_us, company=company, last_words=words, forkserver=worker.forkserver

@@ -57,12 +57,12 @@ class WorkerOptions:
     """What stands for the agent's data folder in `orphans.MARK`."""
 
 
-def main(channel: socket.socket, words: Connection, options: WorkerOptions) -> None:
+def main(channel: socket.socket, stray: Connection, options: WorkerOptions) -> None:
     """Serve the agent at the other end of `channel` until it says stop or is gone. Does not return.
 
-    `words` becomes standard error, where the agent hears what the process says at its end.
+    `stray` becomes standard output and error, which the agent bounds and whose end it keeps.
     """
-    settle(options.folder, words)
+    settle(options.folder, stray)
     try:
         if options.for_lease:
             member_process.serve(channel)
@@ -76,8 +76,8 @@ def main(channel: socket.socket, words: Connection, options: WorkerOptions) -> N
     os._exit(0)  # not sys.exit: threads of user code and its atexit handlers must not hold the place
 
 
-def settle(folder: str, words: Connection | None = None, *, name: str = "fleet-worker") -> None:
-    """Tie the process to its parent and cut it off from what it inherited. `words` becomes standard error.
+def settle(folder: str, stray: Connection | None = None, *, name: str = "fleet-worker") -> None:
+    """Tie the process to its parent and cut it off from what it inherited. `stray` becomes standard output and error.
 
     `name`, of at most 15 characters, is what ``ps`` and ``top`` show it as.
     """
@@ -92,9 +92,10 @@ def settle(folder: str, words: Connection | None = None, *, name: str = "fleet-w
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    if words is not None:
-        os.dup2(words.fileno(), 2)
-        words.close()
+    if stray is not None:
+        os.dup2(stray.fileno(), 1)
+        os.dup2(stray.fileno(), 2)
+        stray.close()
     faulthandler.enable(file=2)  # the number: sys.stderr is to be another
     for name in SECRET_VARIABLES:
         os.environ.pop(name, None)

@@ -10,7 +10,7 @@ from dask_fleet.agent.attempts import Attempt, AttemptKey
 from dask_fleet.agent.child_process import ChildProcess
 from dask_fleet.agent.deaths import Death
 from dask_fleet.agent.descendants import Descendants
-from dask_fleet.agent.last_words import LastWords
+from dask_fleet.agent.stray_output import StrayOutput
 from dask_fleet.agent.vitals import KILL_AT, Vitals
 from dask_fleet.agent.worker_frames import FromWorker
 from dask_fleet.model.placement import MAX_ATTEMPTS
@@ -27,7 +27,7 @@ class WorkerProcess:
     def __init__(
         self,
         child: ChildProcess[FromWorker],
-        words: LastWords,
+        stray: StrayOutput,
         *,
         name: str,
         token: str,
@@ -68,7 +68,7 @@ class WorkerProcess:
         """Why the agent killed it, if it did; told to the attempts that were in it."""
         self.vitals = Vitals(self.pid)
         self.descendants = Descendants(self.pid)
-        self.words = words
+        self.stray = stray
         self.token = token
         """What the names of its spool files begin with."""
         self._child = child
@@ -80,7 +80,7 @@ class WorkerProcess:
         on_exit: Callable[[WorkerProcess, int | None], None],
     ) -> None:
         """Begin to listen."""
-        self._loop.add_reader(self.words.fileno(), self._listen)
+        self.stray.watch(self.name)
         self._child.watch(partial(on_frame, self), partial(self._exited, on_exit))
 
     @property
@@ -146,12 +146,7 @@ class WorkerProcess:
         """It is dead, yet nobody has said so: its guard may be stopped, and is told to go on."""
         self._child.ask_for_end()
 
-    def _listen(self) -> None:
-        if not self.words.listen(self._loop.time()):
-            self._loop.remove_reader(self.words.fileno())
-
     def _exited(self, on_exit: Callable[[WorkerProcess, int | None], None], code: int | None) -> None:
-        self._loop.remove_reader(self.words.fileno())
-        self.words.drain(self._loop.time())
+        self.stray.drain()
         self.vitals.close()
         on_exit(self, code)

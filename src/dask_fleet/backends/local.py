@@ -14,11 +14,11 @@ from dask_fleet.backends.holder import AgentProcess, holder_pid
 from dask_fleet.config.resources import resources_text
 from dask_fleet.config.secret import without_secrets
 from dask_fleet.config.settings import MAX_CERTIFICATE_LIFETIME_S
+from dask_fleet.observability.rotation import open_log, rotate
 from dask_fleet.plugins.backend import Backend, Health
 
 log = logging.getLogger(__name__)
 
-_KEPT_LOGS = 3
 _POLL_S = 0.02
 _KILL_S = 5.0
 """How long what is left of the agent's session may take to vanish after SIGKILL."""
@@ -71,6 +71,7 @@ class LocalBackend(Backend):
         name: str = "local",
     ) -> None:
         self._data_dir = data_dir.resolve()
+        self._log = self._data_dir / "agent.log"
         self._lock = self._data_dir / "agent.lock"
         self._nworkers = nworkers
         self._nthreads = nthreads
@@ -110,6 +111,8 @@ class LocalBackend(Backend):
             f"{self._orphan_timeout_s:g}",
             "--spares",
             str(self._spares),
+            "--log-file",
+            str(self._log),
             *(["--resources", resources_text(self._resources)] if self._resources else []),
             "--scheduler-memory-limit",
             self._scheduler_memory_limit,
@@ -126,9 +129,8 @@ class LocalBackend(Backend):
         if self._child is not None and self._child.poll() is None:
             return
         self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log_path = self._data_dir / "agent.log"
-        _rotate(log_path)
-        output = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        rotate(self._log)
+        output = open_log(self._log)
         try:
             # Popen returns when the program runs, a few milliseconds: not worth a thread at start.
             self._child = subprocess.Popen(  # noqa: ASYNC220
@@ -203,13 +205,3 @@ class LocalBackend(Backend):
             if loop.time() >= until:
                 return False
             await asyncio.sleep(_POLL_S)
-
-
-def _rotate(path: Path) -> None:
-    """Keep the logs of the last few agents: ``agent.log.1`` is the one before."""
-    for number in range(_KEPT_LOGS - 1, 0, -1):
-        older = path.with_name(f"{path.name}.{number}")
-        if older.exists():
-            older.replace(path.with_name(f"{path.name}.{number + 1}"))
-    if path.exists():
-        path.replace(path.with_name(f"{path.name}.1"))

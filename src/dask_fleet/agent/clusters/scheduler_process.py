@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Coroutine
+from multiprocessing.connection import Connection
 from typing import Any
 
 from dask_fleet.agent.clusters.frames import (
@@ -44,11 +45,14 @@ _KEEP_ALIVE_S = 10.0
 """A state that has not changed is repeated that often."""
 
 
-def main(channel: socket.socket, folder: str = "") -> None:
-    """Serve the agent at the other end of `channel` until the cluster ends or the agent is gone. Does not return."""
+def main(channel: socket.socket, stray: Connection, folder: str = "") -> None:
+    """Serve the agent at the other end of `channel` until the cluster ends or the agent is gone. Does not return.
+
+    `stray` becomes standard output and error, which the agent bounds.
+    """
     from dask_fleet.agent.worker_process import settle
 
-    settle(folder, name="fleet-scheduler")
+    settle(folder, stray, name="fleet-scheduler")
     code = 0
     try:
         asyncio.run(_Process(channel).run())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import multiprocessing
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +31,7 @@ from dask_fleet.agent.clusters.frames import (
 )
 from dask_fleet.agent.deaths import describe_exit
 from dask_fleet.agent.forker import Forker
+from dask_fleet.agent.stray_output import StrayOutput
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +51,7 @@ class SchedulerProcess:
     it but the memberships of its cluster.
     """
 
-    def __init__(self, child: ChildProcess[AgentBoundFromScheduler]) -> None:
+    def __init__(self, child: ChildProcess[AgentBoundFromScheduler], stray: StrayOutput) -> None:
         self.pid = child.pid
         self.state: SchedulerState | None = None
         self.on_state: Callable[[SchedulerState], None] = lambda _: None
@@ -63,6 +66,8 @@ class SchedulerProcess:
         self._opened: asyncio.Future[Opened] = loop.create_future()
         self._gone: asyncio.Future[str] = loop.create_future()
         self._moves: dict[int, asyncio.Future[DataMoved]] = {}
+        self._stray = stray
+        stray.watch(f"scheduler-{child.pid}")
         child.watch(self._on_frame, self._exited)
 
     @property
@@ -176,6 +181,7 @@ class SchedulerProcess:
             self._reason = frame.reason
 
     def _exited(self, code: int | None) -> None:
+        self._stray.drain()
         how = self._reason or describe_exit(code)
         self._fail(SchedulerFailed(f"the scheduler process has ended: {how}"))
         self._gone.set_result(how)
@@ -211,5 +217,14 @@ class SchedulerLauncher:
         OSError, EOFError
             If the forkserver died meanwhile or the host has no process left to give.
         """
-        child = await self._forker.fork(scheduler_process.main, self._folder, name="scheduler", decode=decode_from_scheduler)
-        return SchedulerProcess(child)
+        hears, speaks = multiprocessing.Pipe(duplex=False)
+        with hears, speaks:
+            stray = StrayOutput(os.dup(hears.fileno()))
+            try:
+                child = await self._forker.fork(
+                    scheduler_process.main, speaks, self._folder, name="scheduler", decode=decode_from_scheduler
+                )
+            except BaseException:
+                stray.close()
+                raise
+        return SchedulerProcess(child, stray)
