@@ -116,12 +116,13 @@ def test_a_tree_of_tasks_that_start_tasks(client: Client) -> None:
 
 
 def test_tasks_know_their_cluster(client: Client) -> None:
-    def where() -> tuple[str, str, bool]:
+    def where() -> tuple[str, str, str]:
         worker = get_worker()
-        return get_client().scheduler.address, worker.scheduler.address, worker.address in worker.address
+        return get_client().scheduler.address, worker.scheduler.address, worker.address
 
-    ours = client.scheduler.address
-    assert set(client.gather([client.submit(where, pure=False) for _ in range(8)])) == {(ours, ours, True)}
+    ours, workers = client.scheduler.address, list(client.scheduler_info(n_workers=-1)["workers"])
+    for worker in workers:
+        assert client.submit(where, workers=[worker], pure=False).result() == (ours, ours, worker)
 
 
 def test_a_client_made_within_a_task(client: Client) -> None:

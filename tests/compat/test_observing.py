@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -13,7 +14,7 @@ import dask.array as da
 import pytest
 from distributed import Client, get_task_stream, get_worker, performance_report, progress, wait
 from distributed.diagnostics import MemorySampler
-from tests.compat.take import THREADS, WORKERS
+from tests.compat.take import LOCAL, THREADS, WORKERS
 from tests.compat.test_futures import until
 
 
@@ -122,8 +123,23 @@ def test_dashboard(cluster: Any) -> None:
         assert "bokeh" in answer.read().decode().lower()
 
 
-def test_profile(client: Client) -> None:
-    assert client.profile()["count"] >= 0
+def test_profile(request: pytest.FixtureRequest) -> None:
+    """Off by default in a fleet, where idle workers are to cost next to nothing; asked for, it is there."""
+    cluster = request.getfixturevalue("cluster") if LOCAL else None
+    with contextlib.ExitStack() as stack:
+        if cluster is None:
+            profiling = {"distributed.worker.profile.enabled": True}
+            cluster = stack.enter_context(request.getfixturevalue("fleet").cluster(1, 1, config=profiling))
+        client = stack.enter_context(Client(cluster))
+        client.submit(_work_of_a_while, 0.5, pure=False).result()
+        until(lambda: client.profile()["count"] > 0)
+        assert "_work_of_a_while" in str(client.profile())
+
+
+def _work_of_a_while(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        sum(range(1000))
 
 
 def test_dump_of_the_state(client: Client, tmp_path: Path) -> None:

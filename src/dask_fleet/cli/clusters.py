@@ -12,7 +12,7 @@ import typer
 
 from dask_fleet.cli import completions, options
 from dask_fleet.model.clusters import ClusterAccess
-from dask_fleet.model.errors import BadRequest, ClusterFailed, WaitTimeout
+from dask_fleet.model.errors import BadRequest, ClusterFailed, FleetError, NotFound, WaitTimeout
 
 if TYPE_CHECKING:
     from dask_fleet.client import Client
@@ -188,18 +188,84 @@ def close(names: Names, as_json: options.Json = False, url: options.Url = None) 
 
 
 @app.command()
-def logs(name: Name, as_json: options.Json = False, url: options.Url = None) -> None:
-    """Print what a cluster's scheduler and workers have logged, and what has happened to it."""
-    from dask_fleet.cli.output import print_json, printable
-    from dask_fleet.client import FleetCluster
+def logs(
+    name: Name,
+    timeout: Annotated[
+        str, typer.Option("--timeout", metavar="DURATION", help="How long to wait for its scheduler and workers.")
+    ] = "10s",
+    as_json: options.Json = False,
+    url: options.Url = None,
+) -> None:
+    """Print what a cluster's scheduler and workers have logged, and what has happened to it.
 
-    with FleetCluster.from_name(name, url=url, quiet=True) as cluster:
-        found = {str(place): str(text) for place, text in cluster.get_logs().items()}
+    Of one that does not run, or does not answer, the latter is printed, and the exit code is 1.
+    """
+    from dask_fleet.cli.durations import duration
+    from dask_fleet.cli.output import print_json, printable
+
+    found, failure = _logs(name, duration("--timeout", timeout), url)
     if as_json:
         print_json(found)
-        return
-    for place, text in found.items():
-        sys.stdout.write(f"--- {printable(place)}\n{printable(text)}\n")
+    else:
+        for place, text in found.items():
+            sys.stdout.write(f"--- {printable(place)}\n{printable(text)}\n")
+    if failure is not None:
+        raise failure
+
+
+def _logs(name: str, timeout_s: float, url: str | None) -> tuple[dict[str, str], FleetError | None]:
+    """Return logs by place, and why they are not all."""
+    import time
+
+    from dask_fleet.client import Client, FleetCluster
+    from dask_fleet.client.cluster_shown import NO_ANSWER
+
+    deadline = time.monotonic() + timeout_s
+    with Client(url) as client:
+        document = _known(client, name)
+        cluster_id = document["cluster_id"]
+        try:
+            if document["status"] != "running" and document["status"] not in _ON_ITS_WAY:
+                raise ClusterFailed(_why_none(document))
+            with FleetCluster.from_name(cluster_id, url=url, quiet=True, timeout=timeout_s) as cluster:
+                left_s = max(0.5, deadline - time.monotonic())
+                found = {str(place): str(text) for place, text in cluster.get_logs(timeout=left_s).items()}
+        except (ClusterFailed, WaitTimeout):
+            document = client.cluster(cluster_id)
+            story = "\n".join(" ".join(map(str, _event_row(event))).rstrip() for event in client.cluster_events(cluster_id))
+            cls = WaitTimeout if document["status"] in _ON_ITS_WAY else ClusterFailed
+            return {"Cluster": story}, cls(_why_none(document))
+    return found, ClusterFailed(_why_none(document)) if found["Scheduler"] == NO_ANSWER else None
+
+
+def _known(client: Client, name: str) -> dict[str, Any]:
+    """Return the document of a cluster, of an ended one as well: the newest of that name."""
+    try:
+        return client.cluster(name)
+    except NotFound:
+        ended = next((each for each in client.list_clusters(ended=True) if each["name"] == name), None)
+        if ended is None:
+            raise
+        return ended
+
+
+def _why_none(document: Mapping[str, Any]) -> str:
+    name, status = document["name"], document["status"]
+    if status == "running":
+        return (
+            f"the scheduler of cluster {name} does not answer, so there are no logs of it and the workers. Try again in a "
+            "moment; a scheduler that is lost is replaced."
+        )
+    if status in _ON_ITS_WAY:
+        waiting_for = document["waiting_for"] or "its scheduler"
+        return (
+            f"cluster {name} is {status} and waits for {waiting_for}, so there are no logs of scheduler and workers. "
+            "Try again when it runs, or wait for longer with --timeout."
+        )
+    return (
+        f"cluster {name} is {status} ({document['reason'] or 'no reason is known'}), and the logs of scheduler and workers "
+        "ended with it. Take another one with `dask-fleet clusters create`."
+    )
 
 
 def _brought_up(client: Client, document: dict[str, Any], timeout_s: float | None) -> dict[str, Any]:

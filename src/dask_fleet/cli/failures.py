@@ -41,7 +41,7 @@ def told(error: FleetError) -> tuple[str, str]:
         (Conflict, lambda: _REFRESH if error.extra.get("job_status") == "succeeded" else ""),
     ]
     what, *rest = _SENTENCE.split(error.detail, maxsplit=1)
-    if isinstance(error, WaitTimeout):
+    if isinstance(error, WaitTimeout) and "; it goes on" in what:
         what = what.partition("; it goes on")[0] + "; it goes on"
         rest = []
     if rest:

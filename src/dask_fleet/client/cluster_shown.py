@@ -5,6 +5,7 @@ None of it raises or waits for long, whether the cluster is yet to start, has lo
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -14,11 +15,14 @@ from distributed.core import Status
 from distributed.utils import Log, Logs, format_dashboard_link
 
 from dask_fleet.client.cluster_questions import Questions
+from dask_fleet.client.cluster_request import Duration
 from dask_fleet.client.cluster_size import SizedCluster
 from dask_fleet.client.control import in_thread
+from dask_fleet.model.durations import parse_duration_s
 from dask_fleet.model.errors import FleetError
 
-_NO_ANSWER = "the scheduler does not answer; without it there are no logs of the workers either"
+NO_ANSWER = "the scheduler does not answer; without it there are no logs of the workers either"
+"""In the place of the scheduler's logs."""
 
 
 class ShownCluster(SizedCluster):
@@ -43,7 +47,32 @@ class ShownCluster(SizedCluster):
         parts = urlsplit(self._document.get("dashboard") or "")
         return str(format_dashboard_link(parts.hostname, parts.port)) if parts.hostname else ""
 
-    async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Logs:  # noqa: FBT001, FBT002
+    def get_logs(
+        self, cluster: bool = True, scheduler: bool = True, workers: Any = True, *, timeout: Duration = None  # noqa: FBT001, FBT002
+    ) -> Any:
+        """Return what cluster, scheduler and workers have logged, by name or address.
+
+        Parameters
+        ----------
+        cluster, scheduler
+            Whether to ask the server for what has happened to it, and the scheduler for its logs.
+        workers
+            Whether to ask all workers, or the addresses of those that are asked.
+        timeout
+            How long to wait for scheduler and workers; ``None`` as long as their connections last. Who does not answer is
+            named in the place of its logs.
+
+        Raises
+        ------
+        RuntimeError
+            If the cluster is closed.
+        """
+        timeout_s = None if timeout is None else parse_duration_s(timeout)
+        return self.sync(self._get_logs, cluster=cluster, scheduler=scheduler, workers=workers, timeout_s=timeout_s)
+
+    async def _get_logs(
+        self, cluster: bool = True, scheduler: bool = True, workers: Any = True, timeout_s: float | None = None  # noqa: FBT001, FBT002
+    ) -> Logs:
         logs = Logs()
         if cluster:
             said = [line for _, line in self._cluster_manager_logs]
@@ -53,9 +82,11 @@ class ShownCluster(SizedCluster):
         try:
             if self.is_lost or self.scheduler_comm is None:
                 raise OSError("there is no scheduler")
-            logs.update(await self.questions.ask(super()._get_logs(cluster=False, scheduler=scheduler, workers=workers)))
+            question = super()._get_logs(cluster=False, scheduler=scheduler, workers=workers)
+            async with asyncio.timeout(timeout_s):
+                logs.update(await self.questions.ask(question))
         except OSError:
-            logs["Scheduler"] = Log(_NO_ANSWER)
+            logs["Scheduler"] = Log(NO_ANSWER)
         return logs
 
     async def _story(self) -> list[str]:

@@ -28,6 +28,24 @@ def main():
 
 main()
 """
+_GIVEN_UP = """
+import asyncio, threading, time
+from dask_fleet import FleetCluster
+from dask_fleet.client import embedded
+from dask_fleet.client.control import link_to
+
+async def main():
+    try:
+        await asyncio.wait_for(FleetCluster(n_workers=1, name="given-up", asynchronous=True, quiet=True), 0.2)
+    except TimeoutError:
+        print("given up", len(embedded._fleets), flush=True)
+    while any(thread.name == "dask-fleet request" for thread in threading.enumerate()):
+        await asyncio.sleep(0.02)
+    (fleet,) = embedded._fleets
+    print(fleet.is_idle, link_to(fleet.settings).request("GET", "/v1/clusters?all=true")["clusters"], flush=True)
+
+asyncio.run(main())
+"""
 _STAYS = _PROGRAM + """
 cluster = FleetCluster(n_workers=1)
 print("stays", flush=True)
@@ -78,6 +96,13 @@ def test_it_is_started_once_and_ends_with_the_program(tmp_path: Path) -> None:
     assert not Path(folder).exists()
     assert not _processes_of(folder)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_cold_one_that_nobody_waits_for_carries_nothing(tmp_path: Path) -> None:
+    with _start(_GIVEN_UP, tmp_path) as program:
+        said, _ = program.communicate(timeout=DEADLINE_S)
+    assert program.returncode == 0
+    assert said.splitlines() == ["given up 0", "True []"]
 
 
 def test_it_ends_with_a_program_that_is_killed(tmp_path: Path) -> None:

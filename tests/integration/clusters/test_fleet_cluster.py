@@ -224,6 +224,26 @@ def test_a_killed_scheduler_is_replaced_and_followed(fleet: ServedFleet, options
         assert client.submit(lambda: 2).result(timeout=DEADLINE_S) == 2
 
 
+def test_adapting_goes_on_with_the_next_scheduler(options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    # A question to the old scheduler would last so long, and until it is answered nothing would be adapted.
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "600s"}),
+        FleetCluster(n_workers=1, **options) as cluster,
+        Client(cluster) as client,
+    ):
+        adaptive = cluster.adapt(minimum=1, maximum=3, interval="20ms", wait_count=2)
+        until(lambda: cluster.followed and adaptive.state == "running", "it to be adapted")
+        os.kill(client.run_on_scheduler(os.getpid), signal.SIGKILL)
+        until(lambda: cluster._document["epoch"] == 2, "the new scheduler")
+        until(lambda: client.status == "running", "the client to be connected")
+        tasks = [client.submit(time.sleep, 0.5, pure=False) for _ in range(40)]
+        until(lambda: len(cluster.observed) == 3, "it to grow")
+        client.cancel(tasks)
+        del tasks
+        until(lambda: len(cluster.observed) == 1, "it to shrink")
+        assert not [record.getMessage() for record in caplog.records if record.exc_info and "dapt" in record.getMessage()]
+
+
 def test_a_scheduler_that_takes_too_much_memory_is_replaced_and_no_other(
     fleet: ServedFleet, options: dict[str, Any]
 ) -> None:
@@ -281,6 +301,17 @@ def test_from_the_command_line(fleet: ServedFleet, options: dict[str, Any]) -> N
         lambda: {each["status"] for each in json.loads(run_cli(fleet, "list", "--spares", "--json").stdout)}, "the list"
     )
     assert "running" in listed
+
+
+def test_logs_of_one_that_does_not_run(fleet: ServedFleet, options: dict[str, Any]) -> None:
+    with pytest.raises(ClusterFailed):
+        FleetCluster(n_workers=1, name="stillborn", preload="there_is_no_such_module", **options)
+    told = run_cli(fleet, "logs", "stillborn", code=1)
+    assert "there_is_no_such_module" in told.stdout, "what has happened to it"
+    assert re.search(r"error: cluster stillborn is \w+ \(.*there_is_no_such_module", told.stderr)
+    assert "dask-fleet clusters create" in told.stderr
+    as_json = run_cli(fleet, "logs", "stillborn", "--json", code=1)
+    assert "there_is_no_such_module" in json.loads(as_json.stdout)["Cluster"]
 
 
 def test_without_bokeh_the_dashboard_says_that_it_is_missing(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 TOKEN = "fleet_" + "x" * 43
 DEADLINE_S = 30.0
 PLAN: dict[str, Any] = {
-    "hold": False, "workers": True, "lifetime_s": 86_400.0, "ends": 1e12, "versions": {}, "refuse": None,
+    "hold": False, "workers": True, "lifetime_s": 86_400.0, "ends": 1e12, "versions": {}, "refuse": None, "refuse_scaling": None,
 }  # fmt: skip
 
 
@@ -140,7 +140,7 @@ class Clusters:
     def replace(self, name: str, *, pending: bool = False) -> None:
         """Kill the scheduler, and start another one unless that is `pending`."""
         with self.changed:
-            (cluster_id,) = (each for each, known in self.known.items() if known["name"] == name)
+            cluster_id = self.find(name)
             document = self.known[cluster_id]
             document.update(status="pending", address=None, reason="SIGKILL", waiting_for="a scheduler")
             self.on_loop(self.dask.pop(cluster_id).close())
@@ -150,7 +150,7 @@ class Clusters:
 
     def end(self, name: str, reason: str) -> None:
         with self.changed:
-            (cluster_id,) = (each for each, known in self.known.items() if known["name"] == name)
+            cluster_id = self.find(name)
             self.close(cluster_id, reason)
 
     def state(self) -> dict[str, Any]:
@@ -278,9 +278,11 @@ class Handler(BaseHTTPRequestHandler):
             if document["status"] == "running" and "csr" in body:
                 document |= {"certificate": clusters.sign(cluster_id, body["csr"]), "versions": clusters.plan["versions"]}
             return (201 if document["status"] == "running" else 202), document
+        if parts == [""]:
+            return 200, {"clusters": [dict(known) for known in reversed(clusters.known.values())]}
         cluster_id = clusters.find(parts[0])
         if parts[1:] == ["events"]:
-            return 200, {"events": [{"at": "now", "kind": "opened", "data": {"agent": "a"}}]}
+            return 200, {"events": [{"at": "now", "epoch": 1, "kind": "opened", "data": {"agent": "a"}}]}
         if parts[1:] == ["certificate"]:
             certificate = clusters.sign(cluster_id, body["csr"])
             return 200, {**clusters.known[cluster_id], "certificate": certificate, "versions": clusters.plan["versions"]}
@@ -288,6 +290,8 @@ class Handler(BaseHTTPRequestHandler):
             clusters.close(cluster_id, "closed by ann")
         elif self.command == "PATCH":
             with clusters.changed:
+                if clusters.plan["refuse_scaling"] is not None:
+                    raise Refused(*clusters.plan["refuse_scaling"])
                 clusters.known[cluster_id]["n_workers"] = body["n_workers"]
                 clusters.give(cluster_id)
         elif query.startswith("wait="):

@@ -9,16 +9,16 @@ from tests.unit.client.cluster_server import PLAN, Remote, standing_in
 
 
 @pytest.fixture(scope="session")
-def running() -> Iterator[Remote]:
+def standing() -> Iterator[Remote]:
     with standing_in() as remote:
         yield remote
 
 
 @pytest.fixture
-def server(running: Remote) -> Iterator[Remote]:
-    running.set(**PLAN)
-    yield running
-    running.set(**PLAN)
-    for name, known in running.state()["clusters"].items():
+def server(standing: Remote) -> Iterator[Remote]:
+    standing.set(**PLAN)
+    yield standing
+    standing.set(**PLAN)
+    for name, known in standing.state()["clusters"].items():
         if known["status"] != "closed":
-            running.end(name, "the test is over")
+            standing.end(name, "the test is over")

@@ -91,8 +91,10 @@ def fleet(server: Remote, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fl
 
 def _is_asked_for(server: Remote, name: str) -> bool:
     state = server.state()
-    known = state["clusters"].get(name)
-    return known is not None and any(each.startswith(f"GET /v1/clusters/{known['cluster_id']}?") for each in state["requests"])
+    if name not in state["clusters"]:
+        return False
+    page = f"GET /v1/clusters/{state['clusters'][name]['cluster_id']}?"
+    return any(each.startswith(page) for each in state["requests"])
 
 
 def _nothing_is_left(server: Remote, fleet: Fleet, name: str) -> None:
