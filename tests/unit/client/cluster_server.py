@@ -18,7 +18,8 @@ from typing import Any
 TOKEN = "fleet_" + "x" * 43
 DEADLINE_S = 30.0
 PLAN: dict[str, Any] = {
-    "hold": False, "workers": True, "lifetime_s": 86_400.0, "ends": 1e12, "versions": {}, "refuse": None, "refuse_scaling": None,
+    "hold": False, "workers": True, "lifetime_s": 86_400.0, "ends": 1e12, "versions": {}, "refuse": None,
+    "refuse_scaling": None,
 }  # fmt: skip
 
 
