@@ -29,7 +29,7 @@ async def keep_small(path: Path) -> None:
 def rotate_if_large(path: Path) -> bool:
     """Begin another file if standard error is a large one; returns whether it was.
 
-    What has inherited the old one goes on with it: that is the forkserver, which hardly says anything.
+    What has inherited the old one goes on with it: the forkserver and guards, which hardly say anything.
     """
     now = os.fstat(2)
     if now.st_size < MAX_LOG_FILE_BYTES:
