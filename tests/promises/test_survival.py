@@ -34,8 +34,9 @@ ROUNDS, OF_EACH = (5, 2) if FULL else (1, 1)
 """Of functions that never end: so many of each of six kinds at once, so often."""
 SEED = 20261121
 ORPHAN_S = 10.0
-DEATH_S = 1.0
-"""From a death until it is known, and until the function runs in a process in place of the dead one."""
+DEATH_S = 1.0 if FULL else 5.0
+"""From a death until it is known, and until the function runs in a process in place of the dead one. The short form has
+other tests beside it, and shows the figures."""
 SLOT_BACK_S = 15.0
 """After the time-out: ten seconds to listen, then the process is killed."""
 ENDLESS = [
