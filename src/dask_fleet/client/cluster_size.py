@@ -152,7 +152,8 @@ class SizedCluster(Cluster):  # type: ignore[misc]
     @property
     def observed(self) -> set[int | str]:
         """Names of the workers that have joined: numbers, as in Dask's own clusters."""
-        return {worker["name"] for worker in self.scheduler_info["workers"].values()}
+        workers = list(self.scheduler_info["workers"].values())  # at once: the event loop's thread changes them
+        return {worker["name"] for worker in workers}
 
     @property
     def worker_spec(self) -> dict[int | str, dict[str, Any]]:

@@ -76,7 +76,7 @@ def look(cluster: Any, notebook: Notebook) -> str:
     assert isinstance(cluster.scheduler_address, str)
     assert cluster._scaling_status()
     if isinstance(notebook.shown[0], dict):
-        assert notebook.shown[0]["text/plain"] == repr(cluster)
+        assert cluster.name in notebook.shown[0]["text/plain"]
     return repr(cluster)
 
 
