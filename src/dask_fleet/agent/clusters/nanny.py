@@ -179,6 +179,7 @@ class MemberNanny(Server):  # type: ignore[misc]
                     await self._remove(name)
         except TimeoutError:
             log.warning("nanny plug-ins did not end in time", extra={"action": "teardown_timeout"})
+        self.worker = None  # timers of Dask refer to a server for a while; to the worker's memory they must not
         await self.close()
 
     async def _set_up(self, name: str, pickled: bytes) -> dict[str, Any]:
