@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import pickle
 import sys
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
@@ -19,6 +18,7 @@ from typing import Any
 from distributed.comm import connect
 from distributed.core import Server, Status, error_message
 from distributed.diagnostics.plugin import NannyPlugin
+from distributed.protocol.pickle import loads
 from distributed.worker import run
 
 from dask_fleet.agent.clusters.frames import Join
@@ -186,7 +186,7 @@ class MemberNanny(Server):  # type: ignore[misc]
         """Add a plug-in; returns what Dask's nanny answers. One that fails stops no worker."""
         async with self._changing:
             try:
-                plugin = self.plugins[name] = pickle.loads(pickled)  # noqa: S301 - of a client of this cluster
+                plugin = self.plugins[name] = loads(pickled)  # its client runs code in this process anyway
                 done = plugin.setup(nanny=self)
                 if isawaitable(done):
                     await done
