@@ -79,6 +79,16 @@ def test_the_second_cluster_is_a_spare_and_ten_of_them_leave_nothing(fleet: Serv
     until(lambda: len(fleet.processes()) <= max(counts), "the processes of ten clusters to end")
 
 
+def test_a_spare_that_is_too_large_is_handed_out_with_as_many_workers_as_were_asked_for(fleet: ServedFleet) -> None:
+    take(fleet).close()
+    until(lambda: spare_is_ready(fleet), "a spare")
+    options: dict[str, Any] = {"url": fleet.url, "token": fleet.token, "quiet": True, "dashboard": False}
+    with FleetCluster(n_workers=1, **options) as cluster, Client(cluster) as client:
+        assert "adopted" in story(fleet, cluster)
+        assert len(cluster.scheduler_info["workers"]) == 1
+        assert len(client.run(os.getpid)) == 1
+
+
 def seen_by_a_user(dask_scheduler: Any) -> dict[str, Any]:
     return {
         "connections": sum(bool(dask_scheduler.rpc.available.get(address)) for address in dask_scheduler.workers),

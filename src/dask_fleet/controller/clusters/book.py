@@ -81,6 +81,8 @@ class Entry:
         """Workers that ended before they had joined."""
         self.used_since = -math.inf
         """Before that it was nobody's: a spare's idleness is not that of who gets it."""
+        self.sheds = False
+        """It was a spare with more workers than its user wants: it is complete when those that are too many have left."""
         self.is_taken = False
         """It is being handed out: nobody else may have it, or close it for its slots."""
         self.csr: bytes | None = None
@@ -146,6 +148,10 @@ class Entry:
     def is_complete(self) -> bool:
         """Whether it runs with all the workers that it can have for now, and with one at least if it is to have any."""
         if self.record.state is not ClusterState.RUNNING or not self.is_wanted:
+            return False
+        if self.sheds and (
+            len(self.live) > self.record.spec.n_workers or any(not (held.retired or held.kept) for held in self.retiring)
+        ):
             return False
         return self.joining == 0 and (self.record.spec.n_workers == 0 or self.workers > 0)
 

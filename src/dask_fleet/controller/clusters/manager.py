@@ -396,6 +396,7 @@ class Clusters:
         # Only the target: what else has happened meanwhile is the keeper's to take into the book.
         entry.record = replace(entry.record, spec=scaled.spec)
         entry.leave_first.update(leave)
+        entry.sheds = False  # its user says now how many
         entry.keep_kept()
         wake(entry)
         self._keeper.touch(entry)

@@ -167,6 +167,7 @@ class SpareClusters:
             created_us=adopted.created_us,
         )  # fmt: skip
         entry.since = entry.used_since = self._clock.monotonic()
+        entry.sheds = len(entry.live) > adopted.spec.n_workers
         self._in_vain.pop(adopted.spec.pool, None)
         self._count()
         handle = self._agents.get(entry.record.agent or "")

@@ -153,7 +153,12 @@ async def test_it_is_scaled_to_what_is_asked_for() -> None:
         await work(rig, host)
         smaller = await clusters.create(new("smaller", n_workers=1))
         assert smaller.cluster_id == (await clusters.find("default", "smaller")).cluster_id
+        waiting = asyncio.create_task(clusters.wait(smaller.cluster_id, 60, workers=True))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not waiting.done(), "its user would see workers that are about to leave"
         await work(rig, host)
+        assert (await waiting).spec.n_workers == 1
         assert len(host.got(RetireWorkers)) == 1
         assert clusters.status(smaller).workers == 1
 
