@@ -64,7 +64,8 @@ def children(pid: int) -> list[int]:
 def end_orphans(parent: int, *, known: Collection[int], spared: Collection[int] = (), reap: bool = False) -> int:
     """Kill the children of `parent` that are not `known`, with all their descendants; return how many there were.
 
-    Call it again until there are none: a dying process's children need a moment to turn up.
+    Call it again until there are none: a dying process's children need a moment to turn up. So one that has died since its
+    parent was looked at counts, too: what it has left was not seen.
 
     Parameters
     ----------
@@ -80,10 +81,12 @@ def end_orphans(parent: int, *, known: Collection[int], spared: Collection[int] 
         if reap:
             try:
                 if os.waitpid(child, os.WNOHANG)[0]:
+                    count += 1
                     continue
             except ChildProcessError:
                 continue
-        if _status(child)[0] in {"Z", "X", ""} or worker_of(child) in spared:
+        if (dead := _status(child)[0] in {"Z", "X", ""}) or worker_of(child) in spared:
+            count += dead
             continue
         count += 1
         _kill_tree(child)

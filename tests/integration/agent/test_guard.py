@@ -30,9 +30,12 @@ async def kill_forkserver(server: FakeServer, agent: AgentProcess, *, slots: int
     """Kill it and wait until its processes have ended and others are there."""
     forkserver = agent.forkserver()
     assert forkserver is not None
-    heard = len(server.ready)
+    guarded = {guard.pid for guard in agent.guards()}
+    its = [worker.pid for worker in agent.workers() if worker.ppid() not in guarded]
     forkserver.kill()
-    await until(lambda: any(ready.slots < slots for ready in server.ready[heard:]), what="the end of the processes")
+    await until(lambda: not alive(its), what="the end of the processes")
+    # Their successors may be there before anybody was told that they were missing.
+    await until(lambda: agent.forkserver() not in {None, forkserver}, what="another forkserver")
     await until(lambda: server.ready[-1].slots == slots, what="their successors")
 
 
