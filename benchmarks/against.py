@@ -126,10 +126,7 @@ def main() -> None:
                 print(f"  round {number + 1} of {given.rounds}: {name:48} {pair[0]:8,.0f} {pair[1]:8,.0f}", flush=True)
                 first += measure.calls
     lines = table(commit, figures, load_before=load_before)
-    print("\n".join(lines))
-    if given.output is not None:
-        text = given.output.read_text(encoding="utf-8")
-        given.output.write_text(report.with_section(text, HEADING, lines), encoding="utf-8")
+    report.publish(HEADING, lines, given.output)
 
 
 if __name__ == "__main__":

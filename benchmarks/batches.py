@@ -111,10 +111,7 @@ def main() -> None:
                 print(f"  round {number + 1} of {given.rounds}: {name:16} {took_s:.2f} s", flush=True)
                 served.until(lambda: is_idle(served), "the jobs to end", timeout_s=ENDED_S)
     lines = table(figures, load_before=load_before)
-    print("\n".join(lines))
-    if given.output is not None:
-        text = given.output.read_text(encoding="utf-8")
-        given.output.write_text(report.with_section(text, HEADING, lines), encoding="utf-8")
+    report.publish(HEADING, lines, given.output)
 
 
 if __name__ == "__main__":

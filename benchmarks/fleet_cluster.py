@@ -278,10 +278,7 @@ def main() -> None:
         for system, (make, call) in programs.items():
             figures.setdefault(system, []).append(cold(make, call))
     lines = table(figures)
-    print("\n".join(lines))
-    if given.output is not None:
-        text = given.output.read_text(encoding="utf-8")
-        given.output.write_text(report.with_section(text, HEADING, lines), encoding="utf-8")
+    report.publish(HEADING, lines, given.output)
     if given.json is not None:
         given.json.write_text(json.dumps(figures))
 

@@ -131,10 +131,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fleet-hostile-") as folder:
         under_attack(show, Path(folder), rounds=options.rounds)
     lines = report.hostile(lambda name: statistics.median(samples[name]) if name in samples else None)
-    print("\n".join(lines))
-    if options.output is not None:
-        text = options.output.read_text(encoding="utf-8")
-        options.output.write_text(report.with_section(text, report.HOSTILE, lines), encoding="utf-8")
+    report.publish(report.HOSTILE, lines, options.output)
 
 
 if __name__ == "__main__":

@@ -123,10 +123,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         lines = table(measure(Path(folder), given.seconds), given.seconds)
-    print("\n".join(lines))
-    if given.output is not None:
-        text = given.output.read_text(encoding="utf-8")
-        given.output.write_text(report.with_section(text, HEADING, lines), encoding="utf-8")
+    report.publish(HEADING, lines, given.output)
 
 
 if __name__ == "__main__":

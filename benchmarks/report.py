@@ -154,6 +154,13 @@ def hostile(median: Median) -> list[str]:
     return [*rows, "", f"Hostile requests answered a second, without limit: {polite} (polite), {free} (competing)."]
 
 
+def publish(heading: str, lines: Sequence[str], output: Path | None) -> None:
+    """Print what was measured; if `output` is given, make its section in that report anew."""
+    print("\n".join(lines))
+    if output is not None:
+        output.write_text(with_section(output.read_text(encoding="utf-8"), heading, lines), encoding="utf-8")
+
+
 def with_section(text: str, heading: str, lines: Sequence[str]) -> str:
     """Return a report with one section new: for those who measure one thing only."""
     before, found, rest = text.partition(f"{heading}\n")

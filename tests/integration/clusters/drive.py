@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from distributed import Client
 from distributed.security import Security
+from tests.integration.agent.conftest import Shared, shared_fleet
 from tests.integration.agent.fake_server import FakeServer, until
 
 from dask_fleet.protocol.cluster_frames import (
@@ -118,3 +120,19 @@ def scratch(data_dir: Path) -> list[str]:
     """Names of the scratch folders there are."""
     folder = data_dir / "scratch"
     return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+
+
+Play = Callable[[Callable[[Clusters], Awaitable[Any]]], Any]
+
+
+def playing(data_dir: Path) -> Iterator[Play]:
+    """For a fixture: gives what runs a scene with an agent of four slots."""
+    for shared in shared_fleet(data_dir, nworkers=2, nthreads=2, spares=1):
+        clusters = Clusters(shared.server)
+
+        def play(
+            scene: Callable[[Clusters], Awaitable[Any]], shared: Shared = shared, clusters: Clusters = clusters
+        ) -> Any:
+            return shared.do(lambda _: scene(clusters))
+
+        yield play

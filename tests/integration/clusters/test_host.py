@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from distributed import worker_client
-from tests.integration.agent.conftest import Shared, shared_fleet
 from tests.integration.agent.fake_server import fleet, run, until
-from tests.integration.clusters.drive import Clusters, make_request, scratch
+from tests.integration.clusters.drive import Clusters, Play, make_request, playing, scratch
 
 from dask_fleet.protocol.cluster_frames import (
     ClusterGone,
@@ -35,17 +34,9 @@ from dask_fleet.protocol.cluster_frames import (
 
 
 @pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Callable[[Clusters], Awaitable[Any]]], Any]]:
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Play]:
     """Runs a scene with an agent of four slots that no test disturbs for others."""
-    for shared in shared_fleet(tmp_path_factory.mktemp("host") / "data", nworkers=2, nthreads=2, spares=1):
-        clusters = Clusters(shared.server)
-
-        def play(
-            scene: Callable[[Clusters], Awaitable[Any]], shared: Shared = shared, clusters: Clusters = clusters
-        ) -> Any:
-            return shared.do(lambda _: scene(clusters))
-
-        yield play
+    yield from playing(tmp_path_factory.mktemp("host") / "data")
 
 
 def test_a_cluster_is_opened_used_and_closed(agent: Any) -> None:

@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from distributed import get_worker
-from tests.integration.agent.conftest import Shared, shared_fleet
 from tests.integration.agent.fake_server import until
-from tests.integration.clusters.drive import Clusters, scratch
+from tests.integration.clusters.drive import Clusters, Play, playing, scratch
 
 from dask_fleet.protocol.cluster_frames import SlotsJoined, SlotsLeft
-
-Play = Callable[[Callable[[Clusters], Awaitable[Any]]], Any]
 
 
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Play]:
     """Runs a scene with an agent of four slots."""
-    for shared in shared_fleet(tmp_path_factory.mktemp("restarts") / "data", nworkers=2, nthreads=2, spares=1):
-        clusters = Clusters(shared.server)
-
-        def play(
-            scene: Callable[[Clusters], Awaitable[Any]], shared: Shared = shared, clusters: Clusters = clusters
-        ) -> Any:
-            return shared.do(lambda _: scene(clusters))
-
-        yield play
+    yield from playing(tmp_path_factory.mktemp("restarts") / "data")
 
 
 def _endless(began: str) -> None:
