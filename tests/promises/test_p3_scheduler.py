@@ -11,9 +11,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -67,21 +68,35 @@ def unfinished(fleet: ServedFleet) -> int:
     return int(status["queued"] + status["running"])
 
 
+def story(fleet: ServedFleet, job: dict[str, Any]) -> str:
+    """Tell, for the reader of a failed test, how a job came to its state."""
+    return fleet.request("GET", f"/v1/jobs/{job['job_id']}/events", headers={"Accept": "text/plain"}).body.decode()
+
+
 class Killer:
     """Kills schedulers of jobs whose task runs, and looks how long it takes until it runs again.
 
     No job is struck more than twice: one whose scheduler dies a fourth time is failed, for it may be the reason itself.
     """
 
-    def __init__(self, fleet: ServedFleet, folder: Path, numbers: Mapping[str, int]) -> None:
+    def __init__(self, fleet: ServedFleet, folder: Path) -> None:
         self._fleet, self._folder = fleet, folder
-        self._by_prefix = {job_id[:12]: (n, job_id) for job_id, n in numbers.items()}
+        self.ids: dict[int, str] = {}
+        """Of all jobs, by their numbers."""
         self._rng = random.Random(SEED)
         self._struck: dict[int, list[int]] = {}
         """How often the task of a job had begun, whenever its scheduler was killed."""
         self.recoveries: list[float] = []
         self.in_flight: list[int] = []
         self.tries = 0
+
+    def submit(self, jobs: int) -> None:
+        """Submit that many more; they are told apart by their numbers."""
+        with self._fleet.connect() as connection:
+            for n in range(len(self.ids), len(self.ids) + jobs):
+                on_cluster = n % ON_CLUSTERS == 0
+                kind, body = ("triple", {"n": n, "folder": str(self._folder)}) if on_cluster else ("plain", {"n": n})
+                self.ids[n] = connection.request("POST", f"/v1/scheduled/{kind}", body).json()["job_id"]
 
     def _begun(self, job: int) -> list[float]:
         """Return when the task of a job began, each time."""
@@ -91,8 +106,12 @@ class Killer:
 
     def _victims(self) -> list[tuple[int, str, str]]:
         found = []
-        for one in self._fleet.request("GET", "/v1/clusters").json()["clusters"]:
-            job, job_id = self._by_prefix[one["name"].split("-")[1]]
+        by_prefix = {job_id[:12]: (n, job_id) for n, job_id in self.ids.items()}
+        clusters = self._fleet.request("GET", "/v1/clusters").json()["clusters"]
+        if not clusters and unfinished(self._fleet) == 0:
+            self.submit(JOBS)  # the last ones ended before enough schedulers were killed
+        for one in clusters:
+            job, job_id = by_prefix[one["name"].split("-")[1]]
             struck = self._struck.get(job, [])
             if one["status"] == "running" and len(struck) < 2 and len(self._begun(job)) > max(struck, default=0):
                 found.append((job, job_id, one["address"]))
@@ -129,32 +148,29 @@ def test_a_dead_scheduler_costs_seconds_not_jobs(tmp_path: Path, record_property
     args = ("--nworkers", "4", "--nthreads", "1")
     env = {"SCHEDULED_S": "1" if FULL else "2"}
     with ServedFleet([HERE / "service_scheduled.py"], tmp_path / "data", args=args, env=env) as fleet:
-        ids = {}
-        with fleet.connect() as connection:
-            for n in range(JOBS):
-                kind, body = ("triple", {"n": n, "folder": str(folder)}) if n % ON_CLUSTERS == 0 else ("plain", {"n": n})
-                ids[n] = connection.request("POST", f"/v1/scheduled/{kind}", body).json()["job_id"]
-        killer = Killer(fleet, folder, {job_id: n for n, job_id in ids.items()})
+        killer = Killer(fleet, folder)
+        killer.submit(JOBS)
         while len(killer.recoveries) < KILLS and killer.tries < 3 * KILLS:
             killer.strike()
         fleet.until(lambda: unfinished(fleet) == 0, "all jobs to end", timeout_s=1_200 if FULL else 240)
-        jobs = {n: fleet.job(job_id) for n, job_id in ids.items()}
+        jobs = {n: fleet.job(job_id) for n, job_id in killer.ids.items()}
         fleet.until(lambda: not fleet.request("GET", "/v1/clusters").json()["clusters"], "clusters to close", timeout_s=60)
+        again = [story(fleet, job) for n, job in jobs.items() if n % ON_CLUSTERS and job["attempt"] > 1]
     recoveries = killer.recoveries or [-1.0]
     verdict = Verdict(
-        jobs=JOBS,
+        jobs=len(jobs),
         right=sum(job["status"] == "succeeded" and job["result"] == 3 * n for n, job in jobs.items()),
         kills=len(killer.recoveries),
         in_flight=min(killer.in_flight, default=0),
         median_s=round(statistics.median(recoveries), 2),
         longest_s=round(max(recoveries), 2),
         extra_attempts=sum(job["attempt"] - 1 for job in jobs.values()),
-        innocents_run_again=sum(job["attempt"] > 1 for n, job in jobs.items() if n % ON_CLUSTERS),
+        innocents_run_again=len(again),
     )
     record_property("figures", str(verdict))
     assert verdict.right == verdict.jobs, [job for n, job in jobs.items() if job["status"] != "succeeded"][:3]
     assert verdict.kills == KILLS
-    assert verdict.innocents_run_again == 0
+    assert not again, f"{again}\n{fleet.logs()}"
     assert verdict.extra_attempts <= killer.tries
     # The full form has the machine to itself. Beside other tests, everything takes as much longer as there is to do.
     crowd = 1.0 if FULL else max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
