@@ -34,7 +34,7 @@ from typing import Any, Self
 import pytest
 from tests.promises.attackers import Attackers
 from tests.promises.form import FULL, Record
-from tests.promises.honest import Call, Honest, Other, Target, prefer, quantile_ms, resident_mb
+from tests.promises.honest import PAUSE_S, Call, Honest, Other, Target, prefer, quantile_ms, resident_mb
 from tests.promises.slow_sockets import Outcome, SlowSockets
 
 from dask_fleet.testing.served import ServedFleet
@@ -110,8 +110,14 @@ class Verdict:
 
 
 def p99_ms(calls: list[Call]) -> float:
-    """As the client waited; in the short form, what the server did meanwhile."""
-    return quantile_ms([call.seconds if FULL else call.busy_s for call in calls], 0.99)
+    """As the client waited; in the short form, what the server did meanwhile.
+
+    One call after the other hides the worst: while one waits for a second, two hundred are not made. Of the few hundred of
+    the short form that one would hardly count, so those two hundred do: Gil Tene's "coordinated omission".
+    """
+    if FULL:
+        return quantile_ms([call.seconds for call in calls], 0.99)
+    return quantile_ms([call.busy_s - n * PAUSE_S for call in calls for n in range(1 + int(call.busy_s / PAUSE_S))], 0.99)
 
 
 def told(calls: list[Call]) -> str:
@@ -232,7 +238,7 @@ def slow_sockets(fleet: ServedFleet) -> tuple[Verdict, dict[str, Any], Counter[i
 
 def slow_sockets_of_a_twin(fleet: ServedFleet) -> Verdict:
     with Siege(fleet) as siege:
-        siege.do("opening", "open", kinds={"head": 300, "body": 350}, deadline_s=90)
+        siege.do("opening", "open", kinds={"silent": 300, "head": 300, "body": 350}, deadline_s=90)
         siege.do("open", "rest", seconds=REST_S)
     return siege.verdict
 

@@ -238,7 +238,7 @@ def scans_on_read() -> None:
 
     def busy(self: FleetHTTPProtocol, data: bytes) -> None:
         watch, now = self.edge.watch, time.monotonic()
-        for connection in list(watch.connections):
+        for connection in 2 * list(watch.connections):  # before and after what has come
             age_s = now - (connection.since or now)
             watch.deadlines.verdict(connection.phase, age_s=min(0.0, age_s), stalled_s=0.0)
         honest(self, data)

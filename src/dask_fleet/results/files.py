@@ -20,6 +20,9 @@ from dask_fleet.plugins.result_store import ResultStore
 PIECE_BYTES = 1 << 20
 SERVED_PIECE_BYTES = 32 << 10
 """Small: each reader that has stopped reading holds one or two of them."""
+_SERVED_AT_ONCE = 2
+"""Pieces that are read at a time, whosever they are. Each that has been read is sent in the next turn of the event loop: of
+fifty large results at a time all would come before the next request of anybody else, and take milliseconds."""
 
 _LOCATION = re.compile(r"([0-9a-f]{2})/([0-9a-f]{62})-([0-9a-f]{16})\.bin")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -44,6 +47,7 @@ class FileResultStore(ResultStore):
     def __init__(self, root: Path, spool: Path) -> None:
         self._root = root
         self._spool = spool
+        self._served = asyncio.Semaphore(_SERVED_AT_ONCE)
 
     async def open(self) -> None:
         """Make both folders. Nothing is to be cleaned: a rename is done or not."""
@@ -77,7 +81,8 @@ class FileResultStore(ResultStore):
             position = start
             while stop is None or position < stop:
                 most = SERVED_PIECE_BYTES if stop is None else min(SERVED_PIECE_BYTES, stop - position)
-                piece = await asyncio.to_thread(file.read, most)
+                async with self._served:
+                    piece = await asyncio.to_thread(file.read, most)
                 if not piece:
                     return
                 position += len(piece)

@@ -19,7 +19,9 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 _SLICE_S = 0.0002
-"""For so long the watch looks at connections (and ends those that are late) before it is the turn of others."""
+"""For so long the watch looks at connections (and ends those that are late) before it is the turn of others..."""
+_REST_S = 0.001
+"""...for so long: an answer takes several turns of the event loop, and must not wait for connections that end in each."""
 _MOST_TICKS = 4
 
 
@@ -136,7 +138,7 @@ class Watch:
             end = time.perf_counter() + _SLICE_S
             for _ in self._looks(now):
                 if time.perf_counter() > end:
-                    await asyncio.sleep(0)  # a thousand that are late at once are ended one after the other
+                    await asyncio.sleep(_REST_S)  # a thousand that are late at once are ended one after the other
                     end = time.perf_counter() + _SLICE_S
 
     def _looks(self, now: float) -> Iterator[None]:

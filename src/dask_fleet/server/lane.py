@@ -6,7 +6,8 @@ much as is there, up to megabytes. So a connection is in the lane until its firs
 body once reading it had to wait, for its last moments, and whenever it has been silent, or in the midst of a request, for a
 tick of the watch. The lane's connections are in an epoll set of their own, of which the event loop sees one descriptor:
 when that is readable, some are read, each one piece, for `TURN_S` at most or until the application has something to do, and
-then it is the turn of the rest of the server.
+then it is the turn of the rest of the server: for `REST_S`, if there was more to read. An answer takes several turns of the
+event loop, and must not wait for a piece of the lane in each.
 
 Who is in the middle of things (one request after another, a websocket, an answer under way) is not in the lane and pays
 nothing for it. Nor are connections under TLS: their bytes must go through the event loop's own TLS. What bounds those is
@@ -29,6 +30,8 @@ from dask_fleet.server import deadlines
 
 TURN_S = 0.0002
 """For each turn of the event loop: about what an answer takes that is there already."""
+REST_S = 0.001
+"""Between two turns that were used up."""
 _AT_ONCE = 64
 
 
@@ -71,13 +74,16 @@ class Lane:
         self._epoll = select.epoll()
         self._guests: dict[int, Guest] = {}
         self._ready: deque[int] = deque()
-        loop.add_reader(self._epoll.fileno(), self._turn)
+        self._rest: asyncio.TimerHandle | None = None
+        self._go_on()
 
     def __len__(self) -> int:
         return len(self._guests)
 
     def close(self) -> None:
         """Read nobody any more."""
+        if self._rest is not None:
+            self._rest.cancel()
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
         for guest in self._guests.values():
@@ -111,8 +117,16 @@ class Lane:
             guest = self._guests.get(fd)
             if guest is None:
                 self._forget(fd)
-            elif guest.read_in_lane() or time.perf_counter() > end:
+            elif guest.read_in_lane():
                 return
+            elif time.perf_counter() > end:
+                self._loop.remove_reader(self._epoll.fileno())
+                self._rest = self._loop.call_later(REST_S, self._go_on)
+                return
+
+    def _go_on(self) -> None:
+        self._rest = None
+        self._loop.add_reader(self._epoll.fileno(), self._turn)
 
     def _forget(self, fd: int) -> None:
         with contextlib.suppress(OSError, ValueError):  # closed: the kernel has forgotten it

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import socket
+import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -140,6 +141,31 @@ def test_all_have_their_turn_and_others_between(monkeypatch: pytest.MonkeyPatch,
         runner.run(main())
     assert most <= 2, "others waited for more than one of them"
     assert set(reads.values()) == {5}, reads
+
+
+def test_the_lane_rests_when_its_time_was_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else an answer, which takes several turns of the event loop, would wait for a piece of the lane in each."""
+    rest_s, pieces = 0.02, 10
+    monkeypatch.setattr(lane_module, "TURN_S", -1.0)
+    monkeypatch.setattr(lane_module, "REST_S", rest_s)
+    reads: Counter[int] = Counter()
+
+    async def main() -> float:
+        lane = Lane(asyncio.get_running_loop())
+        guest = Guest(0, reads, more=False)
+        guest.theirs.sendall(b"x" * pieces)
+        began = time.monotonic()
+        assert lane.enter(guest, guest.mine.fileno())  # type: ignore[arg-type]
+        while reads.total() < pieces:  # noqa: ASYNC110 - a turn of the event loop after the other is what is tested
+            await asyncio.sleep(0)
+        took_s = time.monotonic() - began
+        lane.close()
+        lane.close()
+        guest.close()
+        return took_s
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(main()) > (pieces - 1) * (rest_s - 0.002)  # uvloop counts in whole milliseconds
 
 
 def test_who_leaves_is_not_read_and_its_number_may_be_anothers() -> None:
