@@ -160,7 +160,6 @@ def test_the_lane_rests_when_its_time_was_used_up(monkeypatch: pytest.MonkeyPatc
             await asyncio.sleep(0)
         took_s = time.monotonic() - began
         lane.close()
-        lane.close()
         guest.close()
         return took_s
 
