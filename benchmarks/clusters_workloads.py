@@ -171,21 +171,23 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], choices=[workload.__name__ for workload in WORKLOADS])
     options = parser.parse_args()
     logging.getLogger("distributed.shuffle").setLevel(logging.ERROR)  # LocalCluster's scheduler, in here, tells of each one
-    size = (options.workers, options.threads)
+    size = {"n_workers": options.workers, "threads_per_worker": options.threads}
     slots = ("--nworkers", str(2 * options.workers * options.threads), "--nthreads", "1")
     with (
         tempfile.TemporaryDirectory(prefix="fleet-bench-") as folder,
         ServedFleet([], Path(folder) / "data", args=("--no-services", *slots)) as served,
     ):
         access = {"url": served.url, "token": served.token, "quiet": True}
-        with FleetCluster(*size, **access) as fleet, Client(fleet, set_as_default=False) as ours:
+        with FleetCluster(**size, **access) as fleet, Client(fleet, set_as_default=False) as ours:
             ours.wait_for_workers(options.workers, timeout=60)
             with (
-                LocalCluster(*size, protocol="tls", security=True, dashboard_address=None, scheduler_port=0) as local,
+                LocalCluster(**size, protocol="tls", security=True, dashboard_address=None, scheduler_port=0) as local,
                 Client(local, set_as_default=False) as theirs,
             ):
+                theirs.wait_for_workers(options.workers, timeout=60)
+                assert sorted(ours.nthreads().values()) == sorted(theirs.nthreads().values()), "not of the same size"
                 compare({"fleet": ours, "local": theirs}, options.rounds, options.only)
-            with FleetCluster(*size, **access) as second, Client(second, set_as_default=False) as beside:
+            with FleetCluster(**size, **access) as second, Client(second, set_as_default=False) as beside:
                 beside.wait_for_workers(options.workers, timeout=60)
                 neighbour_lag(ours, beside)
 

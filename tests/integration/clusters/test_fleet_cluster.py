@@ -149,7 +149,7 @@ def test_a_folder_to_spill_to_is_left_as_it_was(tmp_path: Path) -> None:
     folder = tmp_path / "spill"
     args = ("--no-services", "--nworkers", "2", "--nthreads", "1", "--spare-clusters", "0")
     with (
-        LocalCluster(1, processes=False, dashboard_address=":0", local_directory=folder) as others,
+        LocalCluster(n_workers=1, processes=False, dashboard_address=":0", local_directory=folder) as others,
         Client(others, set_as_default=False) as theirs,
         ServedFleet([], tmp_path / "data", args=args) as served,
     ):
