@@ -38,7 +38,7 @@ check: $(VENV)/.installed-dev ## Lint, types and import directions: exactly what
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-promises: $(VENV)/.installed-dev ## Prove the README's promises with their full numbers (about twenty minutes).
+promises: $(VENV)/.installed-dev ## Prove the README's promises with their full numbers (about half an hour).
 	@sh scripts/ensure-apt.sh strace
 	PROMISES=full $(PYTEST) -m "promise or slow" $(PYTEST_ARGS)
 

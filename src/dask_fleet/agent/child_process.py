@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 F = TypeVar("F")
 
-_RECEIVE_BYTES = 1 << 18
+_RECEIVE_BYTES = 1 << 16
+"""Below the size (128 KiB) from which malloc asks the kernel for each buffer anew: three system calls a frame."""
 
 
 class ChildProcess(Generic[F]):
