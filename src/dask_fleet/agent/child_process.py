@@ -14,15 +14,13 @@ from typing import Generic, TypeVar
 import msgspec
 
 from dask_fleet.agent.exits import ExitNotice
-from dask_fleet.agent.framing import FrameBuffer
+from dask_fleet.agent.framing import RECEIVE_BYTES, FrameBuffer
 from dask_fleet.protocol.frames import Frame, encode_prefixed
 
 log = logging.getLogger(__name__)
 
 F = TypeVar("F")
 
-_RECEIVE_BYTES = 1 << 16
-"""Below the size (128 KiB) from which malloc asks the kernel for each buffer anew: three system calls a frame."""
 
 
 class ChildProcess(Generic[F]):
@@ -99,7 +97,7 @@ class ChildProcess(Generic[F]):
 
     def _readable(self) -> None:
         try:
-            data = self._channel.recv(_RECEIVE_BYTES)
+            data = self._channel.recv(RECEIVE_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -136,7 +134,7 @@ class ChildProcess(Generic[F]):
         """Take what it said before it ended: an outcome that is here is no loss."""
         while True:
             try:
-                data = self._channel.recv(_RECEIVE_BYTES)
+                data = self._channel.recv(RECEIVE_BYTES)
             except OSError:
                 return
             if not data:

@@ -7,6 +7,10 @@ from typing import Generic, TypeVar
 
 F = TypeVar("F")
 
+RECEIVE_BYTES = 1 << 16
+"""How much to receive at once: less than the size (128 KiB) from which malloc asks the kernel for each buffer anew, which is
+three system calls a frame.
+"""
 _PREFIX_BYTES = 4
 
 

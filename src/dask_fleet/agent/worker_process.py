@@ -19,7 +19,7 @@ from typing import Any
 from dask_fleet.agent import parentage
 from dask_fleet.agent.clusters import member_process
 from dask_fleet.agent.clusters.frames import Join, Leave, Renew
-from dask_fleet.agent.framing import FrameBuffer
+from dask_fleet.agent.framing import RECEIVE_BYTES, FrameBuffer
 from dask_fleet.agent.orphans import MARK
 from dask_fleet.agent.worker_frames import decode_for_worker
 from dask_fleet.config.secret import SECRET_VARIABLES
@@ -37,8 +37,6 @@ from dask_fleet.protocol.frames import (
 
 log = logging.getLogger(__name__)
 
-_RECEIVE_BYTES = 1 << 16
-"""Below the size (128 KiB) from which malloc asks the kernel for each buffer anew: three system calls a frame."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +149,7 @@ def _serve(channel: socket.socket, options: WorkerOptions) -> None:
     )
     frames = FrameBuffer(decode_for_worker)
     while True:
-        data = channel.recv(_RECEIVE_BYTES)
+        data = channel.recv(RECEIVE_BYTES)
         if not data:
             raise EOFError
         for frame in frames.take(data):

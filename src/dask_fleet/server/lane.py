@@ -29,7 +29,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from dask_fleet.server import deadlines
 
 TURN_S = 0.0002
-"""For each turn of the event loop: about what an answer takes that is there already."""
+"""Of a turn: about what an answer takes that is there already."""
 REST_S = 0.001
 """Between two turns that were used up."""
 _AT_ONCE = 64

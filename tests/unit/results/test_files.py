@@ -1,6 +1,8 @@
 import asyncio
 import hashlib
 import os
+import threading
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,33 @@ def test_a_full_store_leaves_the_spool_file(tmp_path: Path, monkeypatch: pytest.
             asyncio.run(store.adopt(spooled, digest=DIGEST, size=4))
     assert spooled.read_bytes() == b"data"
     assert asyncio.run(store.adopt(spooled, digest=DIGEST, size=4))
+
+
+def test_of_many_readers_at_a_time_two_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces that are read together are sent together, and whoever asks for something else waits for all of them."""
+    store = store_in(tmp_path)
+    begun, gate = threading.Semaphore(0), threading.Event()
+
+    class Gated(BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            begun.release()
+            assert gate.wait(20)
+            return super().read(size)
+
+    monkeypatch.setattr(store, "_open_at", lambda _location, _start: Gated(b"data"))
+
+    async def read() -> bytes:
+        return b"".join([piece async for piece in store.read("anywhere", stop=4)])
+
+    async def main() -> None:
+        readers = [asyncio.create_task(read()) for _ in range(5)]  # fewer than there are threads for them
+        try:
+            for _ in range(2):
+                assert await asyncio.to_thread(begun.acquire, timeout=20)
+            # All files are open: a third one would be in its thread soon, if it were let.
+            assert not await asyncio.to_thread(begun.acquire, timeout=0.2)
+        finally:
+            gate.set()
+        assert await asyncio.gather(*readers) == [b"data"] * 5
+
+    asyncio.run(main())

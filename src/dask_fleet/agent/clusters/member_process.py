@@ -10,11 +10,8 @@ from contextlib import suppress
 from typing import Any
 
 from dask_fleet.agent.clusters.frames import Close, Join, Leave, Renew, decode_for_member_process
-from dask_fleet.agent.framing import FrameBuffer
+from dask_fleet.agent.framing import RECEIVE_BYTES, FrameBuffer
 from dask_fleet.protocol.frames import Frame, Load, Loaded, Stop, encode_prefixed
-
-_RECEIVE_BYTES = 1 << 16
-"""Below the size (128 KiB) from which malloc asks the kernel for each buffer anew: three system calls a frame."""
 
 
 def make_memberships(places: Any, send: Callable[[Frame], None]) -> Any:
@@ -58,7 +55,7 @@ def serve(channel: socket.socket) -> None:
 
     frames = FrameBuffer(decode_for_member_process)
     while True:
-        data = channel.recv(_RECEIVE_BYTES)
+        data = channel.recv(RECEIVE_BYTES)
         if not data:
             raise EOFError
         for frame in frames.take(data):

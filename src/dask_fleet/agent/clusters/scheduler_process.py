@@ -31,14 +31,12 @@ from dask_fleet.agent.clusters.frames import (
     decode_for_scheduler,
 )
 from dask_fleet.agent.clusters.names import dask_name
-from dask_fleet.agent.framing import FrameBuffer
+from dask_fleet.agent.framing import RECEIVE_BYTES, FrameBuffer
 from dask_fleet.protocol.frames import Frame, encode_prefixed
 from dask_fleet.services.provided import provide
 
 log = logging.getLogger(__name__)
 
-_RECEIVE_BYTES = 1 << 16
-"""Below the size (128 KiB) from which malloc asks the kernel for each buffer anew: three system calls a frame."""
 _CLOSE_S = 4.0
 _REHEARSE_AFTER_S, _REHEARSE_AT_MOST_AFTER_S = 0.1, 5.0
 """First and longest time between two looks at whether all workers have come."""
@@ -208,7 +206,7 @@ class _Process:
                 last, said = state, now
 
     async def _receive(self) -> list[Any]:
-        data = await asyncio.get_running_loop().sock_recv(self._channel, _RECEIVE_BYTES)
+        data = await asyncio.get_running_loop().sock_recv(self._channel, RECEIVE_BYTES)
         if not data:
             raise EOFError
         return list(self._frames.take(data))
