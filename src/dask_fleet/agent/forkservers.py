@@ -12,8 +12,10 @@ import multiprocessing
 import os
 import socket
 import sys
+import threading
 import time
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver
 from multiprocessing import process as processes
@@ -223,11 +225,36 @@ def _start(process: ForkServerProcess) -> None:
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
-        process.start()
+        with _never_afresh():
+            process.start()
     finally:
         sys.modules["__main__"] = main
     # Each start asks all that were started before how they have ended, and that can be read once: it is ours to read.
     getattr(processes, "_children").discard(process)  # noqa: B009
+
+
+@contextlib.contextmanager
+def _never_afresh() -> Iterator[None]:
+    """Keep ``multiprocessing`` from starting a forkserver afresh, on this thread, where there is one and maybe a standby.
+
+    It looks after it once more before each fork. One that dies between our look and that one would be followed by a fresh
+    one, for whose imports the fork waits, although a standby is there. As it is, the fork fails at once, and we see to it.
+    """
+    server, thread = _handle(), threading.get_ident()
+    if pid() is None:
+        yield
+        return
+    begin_if_dead = server.ensure_running
+
+    def ensure_running() -> None:
+        if threading.get_ident() != thread:
+            begin_if_dead()
+
+    server.ensure_running = ensure_running
+    try:
+        yield
+    finally:
+        del server.ensure_running
 
 
 def _handle() -> Any:

@@ -266,9 +266,13 @@ class Processes:
                 await asyncio.sleep(delay_s)
             try:
                 worker = await self._launcher.launch(alone=alone)
-            except (OSError, EOFError) as exc:
+            except Exception as exc:
+                foreseen = isinstance(exc, (OSError, EOFError))
                 delay_s = min(longest, max(first, delay_s * 2))
-                log.warning("fork failed, again in %.1f s: %s", delay_s, exc, extra={"action": "fork_failed"})
+                log.warning(
+                    "fork failed, again in %.1f s: %s", delay_s, exc,
+                    exc_info=None if foreseen else exc, extra={"action": "fork_failed"},
+                )  # fmt: skip
                 continue
             break
         (self.alone if alone else self.shared).append(worker)

@@ -40,6 +40,8 @@ from dask_fleet.protocol.frames import (
 SERVICE = Path(__file__).with_name("service_trial.py")
 TOKEN = "fleet_test-token"
 PATIENCE_S = 30.0
+_SHOWN = 4_000
+"""Characters of an agent's log that a failed test tells."""
 
 T = TypeVar("T")
 
@@ -279,6 +281,14 @@ class AgentProcess:
                 return list(forkserver.children())
         return []
 
+    def story(self) -> str:
+        """Who lives, and what the log said last: for a test that fails."""
+        told = ["the agent's processes:"]
+        for process in self.members():
+            with suppress(psutil.NoSuchProcess):
+                told.append(f"  {process.pid}, child of {process.ppid()}: {process.name()}, {process.status()}")
+        return "\n".join([*told, "the end of its log:", self.log()[-_SHOWN:]])
+
     def log(self) -> str:
         return (self.data_dir / "agent.log").read_text()
 
@@ -294,6 +304,9 @@ def agent_process(data_dir: Path, **options: Any) -> Iterator[AgentProcess]:
     agent = AgentProcess(data_dir, **options)
     try:
         yield agent
+    except BaseException as exc:
+        exc.add_note(agent.story())
+        raise
     finally:
         for process in agent.members():
             with suppress(psutil.NoSuchProcess):

@@ -124,3 +124,41 @@ print("all ended")
     (tmp_path / "script.py").write_text(script)
     ran = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=120)
     assert "all ended" in ran.stdout, ran.stderr
+
+
+def test_it_takes_over_even_from_one_that_dies_after_the_last_look(tmp_path: Path) -> None:
+    """``multiprocessing`` looks once more before each fork, and would start a fresh one, with the standby left over."""
+    script = """
+import os, signal
+from dask_fleet.agent import forkservers
+from dask_fleet.agent.orphans import become_subreaper
+
+become_subreaper()
+
+def fork():
+    process = forkservers.context().Process(target=os.getpid)
+    forkservers.start(process)
+    forkservers.have_standby()
+    process.join(60)
+    process.close()
+
+fork()
+first, waiting, look = forkservers.pid(), forkservers._standby, forkservers._replace_if_dead
+
+def look_too_early(**more):
+    forkservers._replace_if_dead = look
+    was_dead = look(**more)
+    os.kill(first, signal.SIGKILL)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    return was_dead
+
+forkservers._replace_if_dead = look_too_early
+fork()
+assert forkservers.pid() == waiting.pid, (first, waiting.pid, forkservers.pid())
+assert forkservers._standby.generation == 2
+forkservers.stop()
+print("took over")
+"""
+    (tmp_path / "script.py").write_text(script)
+    ran = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=120)
+    assert "took over" in ran.stdout, ran.stderr
