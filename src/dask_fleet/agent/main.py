@@ -63,6 +63,7 @@ def run(options: AgentOptions) -> int:
 def _run(options: AgentOptions) -> int:
     from dask_fleet.agent.agent import Agent
     from dask_fleet.agent.outbox import Outbox
+    from dask_fleet.config.threads import have_threads
 
     async def whole() -> int:
         return await Agent(options, outbox).run()
@@ -71,6 +72,7 @@ def _run(options: AgentOptions) -> int:
     try:
         outbox.load()
         with asyncio.Runner(loop_factory=_event_loop) as runner:
+            have_threads(runner.get_loop())
             return runner.run(whole())
     finally:
         outbox.close()

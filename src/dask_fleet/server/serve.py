@@ -20,6 +20,7 @@ import uvicorn
 import uvloop
 
 from dask_fleet.config.settings import Settings
+from dask_fleet.config.threads import have_threads
 from dask_fleet.controller.controller import Controller
 from dask_fleet.model.errors import SetupError
 from dask_fleet.model.logs import LOG_FOLDER
@@ -77,6 +78,7 @@ def run(settings: Settings, targets: list[str], *, parent: int | None = None) ->
     gc.freeze()
     gc.set_threshold(_GC_THRESHOLD)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        have_threads(runner.get_loop())
         try:
             return runner.run(_serve(settings, targets, parent))
         except asyncio.CancelledError:

@@ -21,8 +21,11 @@ class Shared:
 
     def do(self, work: Callable[[FakeServer], Awaitable[Any]]) -> Any:
         async def whole() -> Any:
-            async with asyncio.timeout(PATIENCE_S):
-                return await work(self.server)
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    return await work(self.server)
+            except TimeoutError as exc:  # the cause tells where it waited, and would be lost between the threads
+                raise AssertionError(f"the scene did not end in {PATIENCE_S:g} s\n{self.agent.story()}") from exc
 
         return asyncio.run_coroutine_threadsafe(whole(), self.loop).result()
 

@@ -111,12 +111,14 @@ class FleetScheduler(Scheduler):  # type: ignore[misc]
 
     async def register_nanny_plugin(self, comm: None, plugin: bytes, name: str, idempotent: bool) -> dict[str, Any]:  # noqa: FBT001
         """Register a plug-in; returns when the workers that it restarts are back."""
-        before = len(self.workers)
+        before = dict(self.workers)
         answers: dict[str, Any] = await super().register_nanny_plugin(comm, plugin, name, idempotent)
         if [answer for answer in answers.values() if answer.pop(nanny.REFUSED, False)]:
             self.nanny_plugins.pop(name, None)
         restarted = [address for address, answer in answers.items() if answer.pop(nanny.RESTARTS, False)]
-        if restarted and not await restarting.until_back(self, restarted, before, _BACK_S):
+        there = {**self.workers, **before}  # some may have joined meanwhile
+        old = [there[address] for address in restarted if address in there]
+        if old and not await restarting.until_back(self, old, len(before), _BACK_S):
             log.warning("workers that a plug-in restarts are not back yet", extra={"action": "slow_restart", "plugin": name})
         return answers
 

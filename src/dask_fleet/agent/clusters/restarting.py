@@ -1,4 +1,7 @@
-"""Restarts of Dask workers, as a cluster's scheduler does them: their nannies are asked, and fresh workers waited for."""
+"""Restarts of Dask workers, as a cluster's scheduler does them: their nannies are asked, and fresh workers waited for.
+
+A fresh worker may have the address of one that is gone: the kernel gives ports anew. So none is known by its address here.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any, Literal
 
 from distributed import Scheduler
 from distributed.core import rpc
+from distributed.scheduler import WorkerState
 
 log = logging.getLogger(__name__)
 
@@ -49,15 +53,14 @@ async def restart_workers(
     """
     deadline = time.monotonic() + timeout_s
     before = len(scheduler.workers)
-    chosen = list(scheduler.workers) if workers is None else [one for one in set(workers) if one in scheduler.workers]
-    names = {address: str(scheduler.workers[address].name) for address in chosen}
-    nannies = {address: scheduler.workers[address].nanny for address in chosen}
-    answered = await asyncio.gather(
-        *(_kill(scheduler, address, nannies[address], min(timeout_s, _ANSWER_S), stimulus_id) for address in chosen)
-    )
-    deaf = [address for address, heard in zip(chosen, answered, strict=True) if not heard]
-    for address in chosen:  # a worker that has ended may not have been able to say so
-        await scheduler.remove_worker(address, stimulus_id=stimulus_id, expected=True)
+    there = dict(scheduler.workers)
+    chosen = list(there) if workers is None else [address for address in set(workers) if address in there]
+    old = [there[address] for address in chosen]
+    answered = await asyncio.gather(*(_kill(scheduler, worker, min(timeout_s, _ANSWER_S), stimulus_id) for worker in old))
+    deaf = [worker.address for worker, heard in zip(old, answered, strict=True) if not heard]
+    for worker in old:  # one that has ended may not have been able to say so
+        if _is_there(scheduler, worker):
+            await scheduler.remove_worker(worker.address, stimulus_id=stimulus_id, expected=True)
     if deaf:
         log.warning("workers that do not answer are replaced", extra={"action": "workers_replaced", "workers": len(deaf)})
         replace(deaf)
@@ -65,7 +68,7 @@ async def restart_workers(
     if client:
         scheduler.log_event(client, event)
     scheduler.log_event("all", event | {"client": client})
-    if not wait_for_workers or await until_back(scheduler, chosen, before, deadline - time.monotonic()):
+    if not wait_for_workers or await until_back(scheduler, old, before, deadline - time.monotonic()):
         return dict.fromkeys(chosen, "OK")
     missing = before - len(scheduler.workers)
     text = (
@@ -76,31 +79,35 @@ async def restart_workers(
         raise TimeoutError(text)
     log.error(text)
     back = {str(worker.name) for worker in scheduler.workers.values()}
-    return {address: "OK" if names[address] in back else "timed out" for address in chosen}
+    return {worker.address: "OK" if str(worker.name) in back else "timed out" for worker in old}
 
 
-async def until_back(scheduler: Scheduler, gone: Collection[str], workers: int, timeout_s: float) -> bool:
-    """Wait until none is there at the addresses `gone` and there are so many `workers`; whether that is so in time."""
+async def until_back(scheduler: Scheduler, old: Collection[WorkerState], workers: int, timeout_s: float) -> bool:
+    """Wait until none of the `old` ones is there and there are so many `workers`; whether that is so in time."""
     deadline = time.monotonic() + timeout_s
-    while len(scheduler.workers) < workers or any(address in scheduler.workers for address in gone):
+    while len(scheduler.workers) < workers or any(_is_there(scheduler, worker) for worker in old):
         if time.monotonic() >= deadline:
             return False
         await asyncio.sleep(_LOOK_S)
     return True
 
 
-async def _kill(scheduler: Scheduler, address: str, nanny: str | None, timeout_s: float, reason: str) -> bool:
-    """Ask a nanny to end its worker; whether it has answered, or the worker is gone all the same."""
-    if nanny is None:
+def _is_there(scheduler: Scheduler, worker: WorkerState) -> bool:
+    return bool(scheduler.workers.get(worker.address) == worker)  # of the same server, by Dask's own comparison
+
+
+async def _kill(scheduler: Scheduler, worker: WorkerState, timeout_s: float, reason: str) -> bool:
+    """Ask a worker's nanny to end it; whether that has answered, or the worker is gone all the same."""
+    if worker.nanny is None:
         return False
-    asking = asyncio.create_task(_ask(scheduler, nanny, reason), name="kill-worker")
+    asking = asyncio.create_task(_ask(scheduler, worker.nanny, reason), name="kill-worker")
     deadline = time.monotonic() + timeout_s
     try:
-        while time.monotonic() < deadline and not asking.done() and address in scheduler.workers:
+        while time.monotonic() < deadline and not asking.done() and _is_there(scheduler, worker):
             await asyncio.wait([asking], timeout=_LOOK_S)
         # One that goes in good order goes first and answers then. A dead one, which Dask would try to reach, does not.
         await asyncio.wait([asking], timeout=_LAST_WORD_S)
-        return address not in scheduler.workers or (asking.done() and asking.result())
+        return not _is_there(scheduler, worker) or (asking.done() and asking.result())
     finally:
         asking.cancel()
 
