@@ -91,12 +91,13 @@ def start(process: ForkServerProcess) -> None:
         If the forkserver died meanwhile or the host has no process left to give.
     """
     _replace_if_dead()
-    try:
-        _start(process)
-    except (OSError, EOFError):
-        if not _replace_if_dead(within_s=_DEAD_WITHIN_S):
-            raise
-        _start(process)
+    for again in (True, True, False):  # the standby may have died with the forkserver
+        try:
+            _start(process)
+            break
+        except (OSError, EOFError):
+            if not again or not _replace_if_dead(within_s=_DEAD_WITHIN_S):
+                raise
     forked.remember(process.pid or 0)
 
 

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import secrets
 import time
-from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from dask_fleet.agent.orphans import end_marked, end_orphans, folder_mark
 from dask_fleet.agent.stray_output import StrayOutput
 from dask_fleet.agent.worker_frames import decode_from_worker
 from dask_fleet.agent.workers import WorkerProcess
+from dask_fleet.config.threads import started
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Launcher:
         self._logs = logs
         self._has_other_children = has_other_children
         self._began = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="launcher")
+        self._thread = started(1, "launcher")
         self.forker = Forker(self._thread)
         """Whatever else forks in this process must do it by this one, see `forked`."""
 

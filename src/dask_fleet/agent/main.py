@@ -55,6 +55,9 @@ def run(options: AgentOptions) -> int:
     try:
         forkservers.begin()
         return _run(options)
+    except SetupError as exc:
+        log.critical("%s", exc.detail)
+        return exc.exit_code
     finally:
         forkservers.stop()
         lock.release()

@@ -10,12 +10,13 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 import msgspec
 
 from dask_fleet.agent.attempts import AttemptKey
+from dask_fleet.config.threads import started
 from dask_fleet.protocol.frames import AttemptRef, Outcome
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Outbox:
         self._on_disk: set[AttemptKey] = set()
         self._looked_at: set[AttemptKey] = set()
         self._online = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
+        self._thread = started(1, "outbox")
         self.ledger_id = ""
         """Whose outcomes these are; empty before the first welcome."""
 

@@ -11,11 +11,11 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from dask_fleet.config.threads import started
 from dask_fleet.controller.agents import AgentHandle, agent_home
 from dask_fleet.controller.changes import Changes
 from dask_fleet.controller.dispatcher import Spawn
@@ -49,7 +49,7 @@ class JobLogs:
         self._ledger = ledger
         self._changes = changes
         self._spawn = spawn
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="job-logs")
+        self._threads = started(_THREADS, "job-logs")
         self._waiting: dict[str, int] = {}
         self._expected: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._homes: OrderedDict[tuple[int, int], str] = OrderedDict()

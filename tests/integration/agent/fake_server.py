@@ -290,7 +290,7 @@ class AgentProcess:
         return "\n".join([*told, "the end of its log:", self.log()[-_SHOWN:]])
 
     def log(self) -> str:
-        return (self.data_dir / "agent.log").read_text()
+        return (self.data_dir / "agent.log").read_text(errors="replace")
 
 
 def _selects(pid: int) -> bool:

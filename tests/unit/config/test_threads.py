@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from dask_fleet.config.threads import have_threads
+from dask_fleet.config.threads import have_threads, started
+from dask_fleet.model.errors import SetupError
 
 
 def named() -> int:
@@ -26,12 +27,12 @@ def test_all_are_there_from_the_start_and_no_more_come() -> None:
         assert await asyncio.gather(*calls) == [True] * 10
 
     with asyncio.Runner() as runner:
-        have_threads(runner.get_loop(), threads=3)
+        runner.get_loop().set_default_executor(started(3, "blocking"))
         runner.run(scene())
     assert named() == 0
 
 
-def test_by_default_as_many_as_asyncio_would_allow() -> None:
+def test_an_event_loop_has_a_few_more_than_there_are_cpus() -> None:
     with asyncio.Runner() as runner:
         have_threads(runner.get_loop())
         assert 5 <= named() <= 32
@@ -49,9 +50,8 @@ def test_what_was_started_ends_if_the_host_gives_no_more(monkeypatch: pytest.Mon
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start_two)
-    with asyncio.Runner() as runner:
-        with pytest.raises(RuntimeError, match="can't start new thread"):
-            have_threads(runner.get_loop(), threads=3)
-        for thread in [thread for thread in threading.enumerate() if thread.name.startswith("blocking")]:
-            thread.join(10)
+    with pytest.raises(SetupError, match="gives no more threads"):
+        started(3, "blocking")
+    for thread in [thread for thread in threading.enumerate() if thread.name.startswith("blocking")]:
+        thread.join(10)
     assert named() == 0

@@ -57,7 +57,11 @@ async def restart_workers(
     chosen = list(there) if workers is None else [address for address in set(workers) if address in there]
     old = [there[address] for address in chosen]
     answered = await asyncio.gather(*(_kill(scheduler, worker, min(timeout_s, _ANSWER_S), stimulus_id) for worker in old))
-    deaf = [worker.address for worker, heard in zip(old, answered, strict=True) if not heard]
+    deaf = [
+        worker.address
+        for worker, heard in zip(old, answered, strict=True)
+        if not heard and _is_there(scheduler, worker)  # while others were waited for, it may have gone by itself
+    ]
     for worker in old:  # one that has ended may not have been able to say so
         if _is_there(scheduler, worker):
             await scheduler.remove_worker(worker.address, stimulus_id=stimulus_id, expected=True)
