@@ -7,12 +7,11 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from tests.alive import listening
 
 from dask_fleet.testing.served import ServedFleet
 
@@ -98,16 +97,11 @@ def test_what_the_pool_can_never_give_fails_at_once(fleet: ServedFleet) -> None:
     assert time.monotonic() - begun < PATIENCE_S / 2
 
 
-def schedulers(fleet: ServedFleet) -> list[psutil.Process]:
+def schedulers(fleet: ServedFleet, port: int | None = None) -> list[int]:
     """The scheduler processes that listen, which spares do not."""
     agent = fleet.agent_pid()
     assert agent is not None
-    found = []
-    for process in psutil.Process(agent).children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if any(c.status == psutil.CONN_LISTEN for c in process.net_connections(kind="tcp")):
-                found.append(process)
-    return found
+    return listening(agent, port)
 
 
 def test_only_the_jobs_of_a_killed_scheduler_run_again(fleet: ServedFleet, tmp_path: Path) -> None:
@@ -119,11 +113,8 @@ def test_only_the_jobs_of_a_killed_scheduler_run_again(fleet: ServedFleet, tmp_p
     fleet.until(mine.with_name("mine.started").exists, "the task", timeout_s=PATIENCE_S)
     (found,) = [cluster for cluster in clusters(fleet) if cluster["cluster_id"] not in before]
     port = int(found["address"].rpartition(":")[2])
-    (victim,) = [
-        process for process in schedulers(fleet)
-        if any(c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in process.net_connections(kind="tcp"))
-    ]  # fmt: skip
-    os.kill(victim.pid, signal.SIGKILL)
+    (victim,) = schedulers(fleet, port)
+    os.kill(victim, signal.SIGKILL)
     fleet.until(lambda: fleet.job(job)["attempt"] == 2, "the second attempt", timeout_s=PATIENCE_S)
     mine.touch()
     assert ended(fleet, job)["status"] == "succeeded"

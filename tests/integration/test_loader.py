@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.alive import shown
 
 from dask_fleet.model.errors import ServiceDefinitionError, ServiceImportError, SetupError
 from dask_fleet.model.manifest import Manifest
@@ -239,7 +240,7 @@ def test_threads_and_children_of_a_module_do_not_hold_the_answer_back(tmp_path: 
 def test_an_import_that_never_ends_is_ended(tmp_path: Path) -> None:
     target = write(tmp_path / "service.py", "import time\ntime.sleep(600)")
     fails(ServiceImportError, r"took more than 0\.5 s: move long work", target, timeout_s=0.5)
-    left = [child for child in psutil.Process().children() if target in child.cmdline()]
+    left = [child.pid for child in psutil.Process().children() if target.encode() in shown(child.pid, "cmdline")]
     assert not left
 
 

@@ -89,7 +89,7 @@ def test_only_the_agent_writes_into_its_log(fleet: ServedFleet) -> None:
     log, holders, others = logs(fleet)[0].stat().st_ino, set(), set()
     fleet.until(lambda: any(process.name == "fleet-scheduler" for process in fleet.processes()), "a spare scheduler")
     for process in fleet.processes():
-        with contextlib.suppress(FileNotFoundError):  # a spare may end just now
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a spare may end just now
             files = {Path(f"/proc/{process.pid}/fd/{number}").stat().st_ino for number in (1, 2)}
             (holders if log in files else others).add(process.role if process.role == "agent" else process.name)
     assert "agent" in holders

@@ -17,6 +17,7 @@ from typing import Any
 
 import apsw
 import pytest
+from tests.alive import shown
 from tests.integration.core_fleet import CoreFleet
 from tests.integration.remote_agent import connected, remote_agent
 
@@ -200,8 +201,8 @@ def test_a_token_is_found_nowhere(fleet: CoreFleet, tmp_path: Path) -> None:
     own_tokens = [(fleet.data_dir / name).read_bytes().strip() for name in ("token", "agent.token")]
     for process in fleet.processes():
         for place in ("cmdline", "environ"):
-            shown = Path(f"/proc/{process.pid}/{place}").read_bytes()
-            assert not any(one in shown for one in (secret, *own_tokens)), (process, place)
+            there = shown(process.pid, place)
+            assert not any(one in there for one in (secret, *own_tokens)), (process, place)
     everywhere = b"".join(path.read_bytes() for path in fleet.data_dir.rglob("*.log")) + fleet.logs().encode()
     assert not any(one in everywhere for one in own_tokens)
 
@@ -244,7 +245,7 @@ def test_no_user_code_sees_the_token_that_a_server_or_an_agent_was_given(tmp_pat
         for one in found:
             assert token not in str(one)
             assert "/none/of/theirs" not in str(one)
-        holders = {p.pid for p in fleet.processes() if token.encode() in Path(f"/proc/{p.pid}/environ").read_bytes()}
+        holders = {p.pid for p in fleet.processes() if token.encode() in shown(p.pid, "environ")}
         assert holders <= {fleet.server_pid(), agent.popen.pid}  # what their own shell gave them
         assert token not in fleet.logs()
 

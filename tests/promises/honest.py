@@ -136,6 +136,6 @@ def resident_mb(pid: int) -> float:
 def prefer(*pids: int) -> None:
     """Put processes before all others of this machine, if we may: what others do is none of the server's doing."""
     for pid in pids:
-        with contextlib.suppress(PermissionError):
+        with contextlib.suppress(PermissionError, ProcessLookupError):
             for thread in Path(f"/proc/{pid}/task").iterdir():
                 os.setpriority(os.PRIO_PROCESS, int(thread.name), -10)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from tests.alive import listening
 from tests.promises.form import FULL, Record
 
 from dask_fleet.testing.served import ServedFleet
@@ -54,13 +54,7 @@ def listener(fleet: ServedFleet, port: int) -> int | None:
     """Return the process that listens on a port, ``None`` if nobody does any more."""
     agent = fleet.agent_pid()
     assert agent is not None
-    for process in psutil.Process(agent).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if any(
-                one.laddr.port == port and one.status == psutil.CONN_LISTEN for one in process.net_connections(kind="tcp")
-            ):
-                return process.pid
-    return None
+    return next(iter(listening(agent, port)), None)
 
 
 def unfinished(fleet: ServedFleet) -> int:

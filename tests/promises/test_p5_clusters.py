@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import psutil
 import pytest
 from distributed import Client, KilledWorker
-from tests.alive import alive
+from tests.alive import alive, listening
 from tests.promises.form import FULL, Record
 
 from dask_fleet import FleetCluster
@@ -92,11 +91,7 @@ def _by_value(function: Callable[[], None]) -> Callable[[], None]:
 def processes_listening(fleet: ServedFleet, port: int) -> list[int]:
     agent = fleet.agent_pid()
     assert agent is not None
-    return [
-        process.pid
-        for process in psutil.Process(agent).children(recursive=True)
-        if any(one.laddr.port == port and one.status == psutil.CONN_LISTEN for one in process.net_connections(kind="tcp"))
-    ]
+    return listening(agent, port)
 
 
 def test_the_workers_of_an_earlier_epoch_are_gone(fleet: ServedFleet, record_property: Record) -> None:

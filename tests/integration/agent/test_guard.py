@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.alive import alive
+from tests.alive import alive, zombies
 from tests.integration.agent.conftest import Shared, shared_fleet
 from tests.integration.agent.fake_server import AgentProcess, FakeServer, fleet, run, until
 from tests.integration.agent.test_blame import calm, lost, pid_in, started
@@ -26,12 +26,20 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     yield from shared_fleet(tmp_path_factory.mktemp("pair") / "data", nworkers=2, nthreads=1)
 
 
+def ppid(process: psutil.Process) -> int | None:
+    """Its parent; of a process that is gone, none."""
+    try:
+        return process.ppid()
+    except psutil.NoSuchProcess:
+        return None
+
+
 async def kill_forkserver(server: FakeServer, agent: AgentProcess, *, slots: int = SLOTS) -> None:
     """Kill it and wait until its processes have ended and others are there."""
     forkserver = agent.forkserver()
     assert forkserver is not None
     guarded = {guard.pid for guard in agent.guards()}
-    its = [worker.pid for worker in agent.workers() if worker.ppid() not in guarded]
+    its = [worker.pid for worker in agent.workers() if ppid(worker) not in guarded]
     forkserver.kill()
     await until(lambda: not alive(its), what="the end of the processes")
     # Their successors may be there before anybody was told that they were missing.
@@ -90,8 +98,7 @@ def test_a_suspect_outlives_the_forkserver_and_its_end_is_heard_all_the_same(pai
         await all_guards_gone(pair.agent)
         assert not alive([pid, victim])
         # The agent takes away what it was left with: no zombie stays.
-        family = psutil.Process(pair.agent.popen.pid)
-        await until(lambda: all(child.status() != psutil.STATUS_ZOMBIE for child in family.children()), what="no zombies")
+        await until(lambda: not zombies(pair.agent.popen.pid), what="no zombies")
 
     calm(pair, scene, slots=SLOTS)
 
@@ -115,7 +122,7 @@ def test_what_a_suspect_has_left_ends_with_it(pair: Shared, tmp_path: Path, of: 
         pids = [int(pid) for pid in text.split()]
         assert len(alive(pids)) == 4
         (guard,) = pair.agent.guards()
-        (worker,) = {process for process in pair.agent.workers() if process.ppid() == guard.pid}
+        (worker,) = {process for process in pair.agent.workers() if ppid(process) == guard.pid}
         if of.startswith("the forkserver"):
             await kill_forkserver(server, pair.agent)
             assert len(alive(pids)) == 4  # it lives, and so does what it has started
