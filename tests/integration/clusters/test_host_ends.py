@@ -211,6 +211,20 @@ def test_a_hundred_clusters_leave_nothing_behind(tmp_path: Path) -> None:
                 await until(lambda: len(agent.members()) == base, what="spares and nothing else")
                 return _count(agent)
 
+            async def grown_little(before: tuple[int, int, int, int]) -> None:
+                """What is open while a spare is born or buried is open for a moment; what has leaked stays."""
+                last = before
+
+                def look() -> bool:
+                    nonlocal last
+                    last = _count(agent)
+                    return all(now <= was + more for now, was, more in zip(last, before, (0, 2, 1, 8), strict=True))
+
+                try:
+                    await until(look, what="what it holds")
+                except AssertionError as exc:
+                    raise AssertionError(f"{before} before, {last} after") from exc
+
             await until(lambda: len(agent.workers()) == 4, what="the spares")
             base = len(agent.members())
             for n in range(10):
@@ -220,10 +234,8 @@ def test_a_hundred_clusters_leave_nothing_behind(tmp_path: Path) -> None:
             fds, threads = shared.num_fds(), shared.num_threads()
             for n in range(90):
                 await cycle(n)
-            after = await settled()
-            assert after[1] <= before[1] + 2, (before, after)
-            assert after[2] <= before[2] + 1, (before, after)
-            assert after[3] <= before[3] + 8, (before, after)
+            await settled()
+            await grown_little(before)
             if shared.is_running():
                 assert shared.num_fds() <= fds + 4
                 assert shared.num_threads() <= threads + 2
