@@ -88,15 +88,12 @@ def test_it_does_not_outlive_its_agent(tmp_path: Path, first: str) -> None:
     run(scene)
 
 
-def test_after_many_deaths_the_next_one_starts_afresh(tmp_path: Path) -> None:
-    """Else its stack would grow for ever. In a process of its own: the handle is process-wide."""
-    script = """
+FORK = """
 import os, signal, time
 from dask_fleet.agent import forkservers
-from dask_fleet.agent.orphans import become_subreaper, children, end_orphans
+from dask_fleet.agent.orphans import become_subreaper
 
 become_subreaper()  # as an agent is, so that it can wait for the standby of a dead forkserver
-forkservers._MOST_GENERATIONS = 1
 
 def fork():
     process = forkservers.context().Process(target=os.getpid)
@@ -104,7 +101,20 @@ def fork():
     forkservers.have_standby()
     process.join(60)
     process.close()
+"""
 
+
+def run_script(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """Run what follows `FORK` in a process of its own: the handle of a forkserver is process-wide."""
+    (folder / "script.py").write_text(FORK + script)
+    return subprocess.run([sys.executable, str(folder / "script.py")], capture_output=True, text=True, timeout=120)
+
+
+def test_after_many_deaths_the_next_one_starts_afresh(tmp_path: Path) -> None:
+    """Else its stack would grow for ever."""
+    script = """
+from dask_fleet.agent.orphans import children, end_orphans
+forkservers._MOST_GENERATIONS = 1
 fork()
 for forked in (True, False, True):
     waiting = forkservers._standby
@@ -121,27 +131,13 @@ while end_orphans(os.getpid(), known={resource_tracker._resource_tracker._pid}, 
 assert children(os.getpid()) == [resource_tracker._resource_tracker._pid]
 print("all ended")
 """
-    (tmp_path / "script.py").write_text(script)
-    ran = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=120)
+    ran = run_script(tmp_path, script)
     assert "all ended" in ran.stdout, ran.stderr
 
 
 def test_it_takes_over_even_from_one_that_dies_after_the_last_look(tmp_path: Path) -> None:
     """``multiprocessing`` looks once more before each fork, and would start a fresh one, with the standby left over."""
     script = """
-import os, signal
-from dask_fleet.agent import forkservers
-from dask_fleet.agent.orphans import become_subreaper
-
-become_subreaper()
-
-def fork():
-    process = forkservers.context().Process(target=os.getpid)
-    forkservers.start(process)
-    forkservers.have_standby()
-    process.join(60)
-    process.close()
-
 fork()
 first, waiting, look = forkservers.pid(), forkservers._standby, forkservers._replace_if_dead
 
@@ -159,6 +155,5 @@ assert forkservers._standby.generation == 2
 forkservers.stop()
 print("took over")
 """
-    (tmp_path / "script.py").write_text(script)
-    ran = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=120)
+    ran = run_script(tmp_path, script)
     assert "took over" in ran.stdout, ran.stderr
